@@ -1,0 +1,58 @@
+"""Estimators of KL(policy || reference) per token.
+
+k1, k2, k3 (Schulman 2020, "Approximating KL divergence") read the log-probabilities of sampled tokens; the full KL
+reads the whole vocabulary. With x = ref_logp - logp and tokens drawn from the policy: E[k1] = E[k3] = KL, while k2 is
+biased by third-order terms. As *losses* they differ: the gradient of k2 is the unbiased gradient of the KL, that of k1
+has expectation zero, that of k3 is the gradient of KL(reference || policy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Beyond |x| = 20 the estimate is exp(20) = 5e8 already; the clamp keeps float32 and its gradient finite.
+LOG_RATIO_LIMIT = 20.0
+
+
+def k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """``-x``: unbiased, high variance, may be negative. Shapes [...], [...] -> [...]."""
+    return -_x(logps, ref_logps)
+
+
+def k2(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """``x^2 / 2``: biased, low variance. Shapes [...], [...] -> [...]."""
+    return _x(logps, ref_logps).square() / 2
+
+
+def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """``exp(x) - x - 1``: unbiased, never negative. Shapes [...], [...] -> [...]; 0 where the two agree."""
+    x = _x(logps, ref_logps)
+    return x.expm1() - x
+
+
+def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
+    """Exact per-token KL ``sum_v pi_v (log pi_v - log ref_v)``: [..., V], [..., V] -> [...].
+
+    A vocabulary entry that the policy gives no mass (logit -inf) adds nothing.
+    """
+    if logits.shape != ref_logits.shape:
+        raise ValueError(
+            f"full_kl: got logits {tuple(logits.shape)} and ref_logits {tuple(ref_logits.shape)}, expected one shape"
+        )
+    logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    gap = torch.where(logp == -torch.inf, 0, logp - ref_logp)
+    return (logp.exp() * gap).sum(-1)
+
+
+SAMPLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def _x(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    if logps.shape != ref_logps.shape:
+        raise ValueError(
+            f"KL estimator: got logps {tuple(logps.shape)} and ref_logps {tuple(ref_logps.shape)}, expected one shape"
+        )
+    return (ref_logps - logps).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

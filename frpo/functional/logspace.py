@@ -1,0 +1,41 @@
+"""Logarithms of sums and means, over a group or a group less one member."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def log_mean_exp(x: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
+    """``log (1/n) sum_i exp(x_i)`` over the n entries along ``dim`` where ``mask`` (bool, shape of x) is True.
+
+    The result drops ``dim``; it is -inf where no entry counts.
+    """
+    if mask is None:
+        return torch.logsumexp(x, dim) - math.log(x.shape[dim])
+    _same_shape("log_mean_exp", x, mask)
+    count = mask.sum(dim).to(x.dtype)
+    return torch.logsumexp(x.masked_fill(~mask, -torch.inf), dim) - torch.log(count.clamp(min=1))
+
+
+def leave_one_out_logsumexp(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``log sum_{j != i} exp(x_j)`` for each i of the last axis: [..., G] -> [..., G].
+
+    Summed directly, not as ``log(S - exp(x_i))``, which cancels when one member dominates. With ``mask`` the sum runs
+    over the j that count; it is -inf where none is left.
+    """
+    others = ~torch.eye(x.shape[-1], dtype=torch.bool, device=x.device)
+    if mask is not None:
+        _same_shape("leave_one_out_logsumexp", x, mask)
+        others = others & mask.unsqueeze(-2)
+    return torch.logsumexp(x.unsqueeze(-2).masked_fill(~others, -torch.inf), -1)
+
+
+def _same_shape(name: str, x: Tensor, mask: Tensor) -> None:
+    if x.shape != mask.shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name}: got x {tuple(x.shape)} and mask {tuple(mask.shape)} {mask.dtype}, "
+            "expected one shape and a bool mask"
+        )

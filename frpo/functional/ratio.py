@@ -1,0 +1,55 @@
+"""Importance ratios between the policy that is trained and the one that sampled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from frpo.functional.masked import masked_mean
+
+# exp(20) = 5e8: far outside any clip range, and its gradient is still finite in float32.
+LOG_RATIO_LIMIT = 20.0
+
+
+def log_ratio(*, logps: Tensor, old_logps: Tensor | None, mask: Tensor) -> Tensor:
+    """Token log-ratios ``logp - old_logp`` within +-LOG_RATIO_LIMIT, 0 where masked: all [..., T].
+
+    ``old_logps=None`` is the on-policy case: the value is 0 and the gradient that of ``logps``.
+    """
+    if logps.shape != mask.shape or (old_logps is not None and old_logps.shape != logps.shape):
+        raise ValueError(
+            f"log_ratio: got logps {tuple(logps.shape)}, mask {tuple(mask.shape)}, "
+            f"old_logps {None if old_logps is None else tuple(old_logps.shape)}, expected one shape"
+        )
+    new = torch.where(mask, logps, 0)
+    old = new.detach() if old_logps is None else torch.where(mask, old_logps.detach(), 0)
+    return (new - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def clip_ratio(ratio: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None) -> Tensor:
+    """``min(rho, clip(rho, 1 - clip_low, 1 + clip_high))``; the ``max`` of the two where ``upper`` is True.
+
+    ``upper`` is bool, broadcastable to ``ratio``. A loss ``c * rho`` is bounded pessimistically by the minimum where
+    c < 0 and by the maximum where c > 0 (PPO, arXiv 1707.06347, eq. 7); the released FRPO trainer takes the minimum
+    always.
+    """
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    lower = torch.minimum(ratio, clipped)
+    return lower if upper is None else torch.where(upper, torch.maximum(ratio, clipped), lower)
+
+
+def token_mean_ratio(
+    log_ratios: Tensor, mask: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None
+) -> Tensor:
+    """``a_i = (1/T_i) sum_t s_it`` with one clipped ratio a token: [..., T] -> [...] (METHOD section 2)."""
+    side = None if upper is None else upper.unsqueeze(-1)
+    return masked_mean(clip_ratio(log_ratios.exp(), clip_low=clip_low, clip_high=clip_high, upper=side), mask)
+
+
+def sequence_ratio(
+    log_ratios: Tensor, mask: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None
+) -> Tensor:
+    """``a_i``: one clipped ratio a sequence, ``rho_i = exp((1/T_i) sum_t log rho_it)``: [..., T] -> [...]."""
+    return clip_ratio(
+        masked_mean(log_ratios, mask).exp(), clip_low=clip_low, clip_high=clip_high, upper=upper
+    )

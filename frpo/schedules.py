@@ -1,0 +1,215 @@
+"""Schedules of beta, lambda and the learning rate: a value for each optimiser step, with state that resumes."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frpo.functional.robust import solve_shared_lambda
+
+# Bound of the relative KL error in the adaptive controller (Ziegler et al. 2019, section 2.2).
+KL_ERROR_LIMIT = 0.2
+
+
+class Schedule(ABC):
+    """A number that may change over training."""
+
+    @abstractmethod
+    def value(self, step: int) -> float:
+        """The value at optimiser step ``step`` (0 for the first)."""
+
+    def observe(self, *, kl: float, rewards: Tensor, reward_mask: Tensor) -> None:  # noqa: B027
+        """See a finished step: mean KL to the reference in nats a token, rewards and their mask [P, G].
+
+        The values are those of all ranks, so that every rank's schedule stays the same.
+        """
+
+    def lower_bound(self) -> float:
+        """The smallest value it can take, for checks before the first step."""
+        return 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes; empty for a function of the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        if state:
+            raise ValueError(
+                f"{type(self).__name__} has no state, but the checkpoint holds {sorted(state)}: it was written under another "
+                "schedule; resume with the configuration of the run"
+            )
+
+
+class Constant(Schedule):
+    """The same value at every step."""
+
+    def __init__(self, value: float) -> None:
+        self._value = float(_finite(self, "value", value))
+
+    def value(self, step: int) -> float:
+        """See :class:`Schedule`."""
+        return self._value
+
+    def lower_bound(self) -> float:
+        """See :class:`Schedule`."""
+        return self._value
+
+
+class _Curve(Schedule):
+    """From ``start`` to ``end`` over ``steps``; the first ``warmup`` of them rise linearly from 0 to ``start``."""
+
+    def __init__(self, start: float, end: float, steps: int, warmup: int = 0) -> None:
+        self.start, self.end = float(_finite(self, "start", start)), float(_finite(self, "end", end))
+        if not 0 <= warmup < steps:
+            raise ValueError(
+                f"{type(self).__name__}: got steps={steps}, warmup={warmup}, expected 0 <= warmup < steps"
+            )
+        self.steps, self.warmup = steps, warmup
+
+    def value(self, step: int) -> float:
+        """See :class:`Schedule`; constant at ``end`` after ``steps``."""
+        if step < self.warmup:
+            return self.start * step / self.warmup
+        progress = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
+        return self.end + (self.start - self.end) * self._fall(progress)
+
+    def lower_bound(self) -> float:
+        """See :class:`Schedule`."""
+        return min(self.start, self.end, 0.0 if self.warmup else self.start)
+
+    @abstractmethod
+    def _fall(self, progress: float) -> float:
+        """From 1 at progress 0 to 0 at progress 1."""
+
+
+class Linear(_Curve):
+    """A straight line from ``start`` to ``end``."""
+
+    def _fall(self, progress: float) -> float:
+        return 1.0 - progress
+
+
+class Cosine(_Curve):
+    """Half a cosine wave from ``start`` to ``end``."""
+
+    def _fall(self, progress: float) -> float:
+        return (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+class AdaptiveKL(Schedule):
+    """Beta that steers the KL to ``target``: ``beta *= 1 + gain * clip(KL/target - 1, -0.2, 0.2)``.
+
+    Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. KL and target are in nats a token.
+    """
+
+    def __init__(self, initial: float, target: float, gain: float = 0.1) -> None:
+        for name, number in (("initial", initial), ("target", target), ("gain", gain)):
+            if not 0 < number < math.inf:
+                raise ValueError(f"AdaptiveKL.{name} must be > 0, got {number}")
+        self.target, self.gain = target, gain
+        self._value = float(initial)
+
+    def value(self, step: int) -> float:
+        """See :class:`Schedule`."""
+        return self._value
+
+    def observe(self, *, kl: float, rewards: Tensor, reward_mask: Tensor) -> None:
+        """See :class:`Schedule`."""
+        error = min(KL_ERROR_LIMIT, max(-KL_ERROR_LIMIT, kl / self.target - 1))
+        self._value *= 1 + self.gain * error
+
+    def lower_bound(self) -> float:
+        """See :class:`Schedule`; positive always."""
+        return math.ulp(0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The current value."""
+        return {"value": self._value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Schedule`."""
+        self._value = float(_entry(self, state, "value"))
+
+
+class KLBudget(Schedule):
+    """Lambda from a KL budget: the multiplier of ``rho`` nats of drift, solved on the rewards seen last.
+
+    Users know how far fine-tuning will move the policy, not a multiplier. Each step solves the dual of METHOD section 1
+    on the last ``window`` groups (mean over prompts of the per-prompt KL equal to ``rho``) and moves there by
+    ``smoothing`` on a log scale. A group of G rewards cannot show a budget beyond log G; where the budget is out of
+    reach lambda falls towards ``minimum``.
+
+    Args:
+        rho: budget in nats a completion, > 0.
+        initial: lambda until the first rewards are seen.
+        window: groups remembered.
+        smoothing: share of the way (in log lambda) taken each step, in (0, 1].
+        minimum: lambda never falls below this, in units of reward.
+    """
+
+    def __init__(
+        self,
+        rho: float,
+        initial: float = 1.0,
+        window: int = 256,
+        smoothing: float = 0.2,
+        minimum: float = 0.01,
+    ) -> None:
+        if not 0 < rho < math.inf:
+            raise ValueError(f"KLBudget.rho must be > 0 nats, got {rho}; 0.5 or 1.0, say")
+        if not (0 < minimum <= initial < math.inf and 0 < smoothing <= 1 and window >= 1):
+            raise ValueError(
+                f"KLBudget: got minimum={minimum}, initial={initial}, smoothing={smoothing}, window={window}, expected "
+                "0 < minimum <= initial, 0 < smoothing <= 1 and window >= 1"
+            )
+        self.rho, self.window, self.smoothing, self.minimum = rho, window, smoothing, minimum
+        self._value = float(initial)
+        self._rewards: Tensor | None = None
+        self._mask: Tensor | None = None
+
+    def value(self, step: int) -> float:
+        """See :class:`Schedule`."""
+        return self._value
+
+    def observe(self, *, kl: float, rewards: Tensor, reward_mask: Tensor) -> None:
+        """See :class:`Schedule`."""
+        usable = reward_mask.sum(-1) >= 2
+        rewards, mask = rewards[usable].double().cpu(), reward_mask[usable].cpu()
+        if self._rewards is not None and self._mask is not None:
+            rewards, mask = torch.cat([self._rewards, rewards]), torch.cat([self._mask, mask])
+        self._rewards, self._mask = rewards[-self.window :], mask[-self.window :]
+        solved = max(self.minimum, solve_shared_lambda(self._rewards, self.rho, self._mask).item())
+        self._value *= (solved / self._value) ** self.smoothing
+
+    def lower_bound(self) -> float:
+        """See :class:`Schedule`."""
+        return self.minimum
+
+    def state_dict(self) -> dict[str, Any]:
+        """The current value and the rewards remembered."""
+        return {"value": self._value, "rewards": self._rewards, "mask": self._mask}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Schedule`."""
+        self._value = float(_entry(self, state, "value"))
+        self._rewards, self._mask = _entry(self, state, "rewards"), _entry(self, state, "mask")
+
+
+def _entry(owner: Schedule, state: dict[str, Any], key: str) -> Any:
+    if key not in state:
+        raise ValueError(
+            f"{type(owner).__name__}: the checkpoint's schedule state holds {sorted(state)}, expected {key!r}: it was written "
+            "under another schedule; resume with the configuration of the run"
+        )
+    return state[key]
+
+
+def _finite(owner: Schedule, name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{type(owner).__name__}.{name} must be a finite number, got {value}")
+    return value
