@@ -42,8 +42,8 @@ class Jackknife(Estimator):
     """``G log Z - ((G-1)/G) sum_i log Z_-i``: the jackknife of :class:`Naive` (METHOD section 2).
 
     Bias O(1/G^2) where the relative spread of u is moderate. With u = exp(-A/lambda) the expansion needs
-    exp(range(A)/lambda) small against G; below that (lambda 0.05, rewards in [0, 1], G = 8) one completion dominates and
-    both estimators are far off, the jackknife with negative weights for the others. Its weights lie between
+    exp(range(A)/lambda) small against G; below that (lambda 0.05, rewards in [0, 1], G = 8) one completion dominates
+    and both estimators are far off, the jackknife with negative weights for the others. Its weights lie between
     -(G-1)/G and (2G-1)/G.
 
     Args:
@@ -74,9 +74,7 @@ class Jackknife(Estimator):
     def weights(self, log_u: Tensor, mask: Tensor | None = None) -> Tensor:
         """``G p_i - ((G-1)/G) sum_{j != i} p_i / (1 - p_j)`` with p the naive weights."""
         naive = Naive().weights(log_u, mask)
-        return torch.where(
-            self.falls_back(log_u, mask).unsqueeze(-1), naive, self._plain_weights(log_u, mask)
-        )
+        return torch.where(self.falls_back(log_u, mask).unsqueeze(-1), naive, self._plain_weights(log_u, mask))
 
     def falls_back(self, log_u: Tensor, mask: Tensor | None = None) -> Tensor:
         """True [...] where a weight exceeds ``max_weight``."""

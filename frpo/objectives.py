@@ -37,8 +37,8 @@ class ObjectiveOutput:
 class Objective(ABC):
     """A loss on groups of completions. Calling it is the whole computation; training uses its two halves.
 
-    Shapes: ``logps``, ``old_logps`` [P, G, T]; ``mask`` bool [P, G, T]; ``rewards`` [P, G]; ``reward_mask`` bool [P, G],
-    False where a completion has no reward and leaves its group. A group with fewer than 2 rewards is dropped, and the
+    Shapes: ``logps``, ``old_logps`` [P, G, T]; ``mask`` bool [P, G, T]; ``rewards`` [P, G]; ``reward_mask`` bool
+    [P, G], False where a completion has no reward and leaves its group. A group with fewer than 2 rewards is dropped, and the
     loss is the mean over the groups that remain (0 if none does).
     """
 
@@ -47,9 +47,7 @@ class Objective(ABC):
             if not value >= 0:
                 raise ValueError(f"{type(self).__name__}.{name} must be >= 0, got {value}; 0.2 is usual")
         if not clip_low < 1:
-            raise ValueError(
-                f"{type(self).__name__}.clip_low must be < 1, got {clip_low}: ratios are positive"
-            )
+            raise ValueError(f"{type(self).__name__}.clip_low must be < 1, got {clip_low}: ratios are positive")
         _choice(self, "ratio", ratio, Ratio)
         self.clip_low, self.clip_high, self.ratio = clip_low, clip_high, ratio
 
@@ -111,6 +109,11 @@ class Objective(ABC):
         count = kept.sum() if num_groups is None else torch.as_tensor(num_groups, device=a.device)
         return torch.where(kept, per_group, 0).sum() / count.clamp(min=torch.finfo(a.dtype).tiny)
 
+    def clipped_share(self, logps: Tensor, mask: Tensor, *, old_logps: Tensor) -> Tensor:
+        """Share of each sequence's tokens whose ratio lies outside the clip range: [..., T] -> [...]."""
+        ratio = log_ratio(logps=logps, old_logps=old_logps, mask=mask).exp()
+        return masked_mean(((ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)).to(ratio.dtype), mask)
+
     def group_metrics(self, rewards: Tensor, reward_mask: Tensor | None = None) -> dict[str, Tensor]:
         """Diagnostics of each of the P' <= P groups that count, known from the rewards alone: float [P'] each."""
         members, kept = _members(rewards, reward_mask)
@@ -151,8 +154,8 @@ class Objective(ABC):
 class FRPO(Objective):
     """Fine-tuning Robust Policy Optimization (arXiv 2602.08813; METHOD section 2).
 
-    ``L = log mean_i w_i a_i - mean_i a_i`` with ``w_i = exp(-(r_i - mean r)/lambda)``, times max(lambda, 1), averaged over
-    prompts; the logarithm of the mean is estimated by ``estimator``. Minimising it maximises the entropic risk
+    ``L = log mean_i w_i a_i - mean_i a_i`` with ``w_i = exp(-(r_i - mean r)/lambda)``, times max(lambda, 1), averaged
+    over prompts; the logarithm of the mean is estimated by ``estimator``. Minimising it maximises the entropic risk
     ``-lambda log E exp(-r/lambda)``: the reward that is left after the worst fine-tuning that costs KL at price lambda.
 
     On-policy the gradient is that of GRPO with the advantage -G c_i, where c_i = w_i/S - 1/G for the naive estimator;
@@ -194,8 +197,8 @@ class FRPO(Objective):
     def lam(self, value: float) -> None:
         if not 0 < value < float("inf"):
             raise ValueError(
-                f"FRPO.lam must be > 0 and finite, got {value}; large values approach GRPO (or use frpo.objectives.GRPO), "
-                "the published runs use 0.1 to 10"
+                f"FRPO.lam must be > 0 and finite, got {value}; large values approach GRPO (or use "
+                "frpo.objectives.GRPO), the published runs use 0.1 to 10"
             )
         self._lam = float(value)
 

@@ -40,8 +40,8 @@ class Schedule(ABC):
         """Continue from :meth:`state_dict`."""
         if state:
             raise ValueError(
-                f"{type(self).__name__} has no state, but the checkpoint holds {sorted(state)}: it was written under another "
-                "schedule; resume with the configuration of the run"
+                f"{type(self).__name__} has no state, but the checkpoint holds {sorted(state)}: it was written under "
+                "another schedule; resume with the configuration of the run"
             )
 
 
@@ -66,9 +66,7 @@ class _Curve(Schedule):
     def __init__(self, start: float, end: float, steps: int, warmup: int = 0) -> None:
         self.start, self.end = float(_finite(self, "start", start)), float(_finite(self, "end", end))
         if not 0 <= warmup < steps:
-            raise ValueError(
-                f"{type(self).__name__}: got steps={steps}, warmup={warmup}, expected 0 <= warmup < steps"
-            )
+            raise ValueError(f"{type(self).__name__}: got steps={steps}, warmup={warmup}, expected 0 <= warmup < steps")
         self.steps, self.warmup = steps, warmup
 
     def value(self, step: int) -> float:
@@ -203,8 +201,8 @@ class KLBudget(Schedule):
 def _entry(owner: Schedule, state: dict[str, Any], key: str) -> Any:
     if key not in state:
         raise ValueError(
-            f"{type(owner).__name__}: the checkpoint's schedule state holds {sorted(state)}, expected {key!r}: it was written "
-            "under another schedule; resume with the configuration of the run"
+            f"{type(owner).__name__}: the checkpoint's schedule state holds {sorted(state)}, expected {key!r}: it "
+            "was written under another schedule; resume with the configuration of the run"
         )
     return state[key]
 

@@ -97,9 +97,7 @@ class RolloutBatch:
         _shape("RolloutBatch.mask", self.mask, PGT, torch.bool)
         _shape("RolloutBatch.logps", self.logps, PGT)
         _shape("RolloutBatch.truncated", self.truncated, PGT[:2], torch.bool)
-        assert [len(row) for row in self.texts] == [PGT[1]] * P, (
-            "RolloutBatch.texts must be P rows of G texts"
-        )
+        assert [len(row) for row in self.texts] == [PGT[1]] * P, "RolloutBatch.texts must be P rows of G texts"
 
     @property
     def lengths(self) -> Tensor:
@@ -194,9 +192,7 @@ class ScoredBatch:
         PG = tuple(self.rollout.completion_ids.shape[:2])
         _shape("ScoredBatch.rewards", self.rewards, PG)
         _shape("ScoredBatch.reward_mask", self.reward_mask, PG, torch.bool)
-        assert len(self.judgements) == PG[0] * PG[1], (
-            "ScoredBatch.judgements must hold one judgement a completion"
-        )
+        assert len(self.judgements) == PG[0] * PG[1], "ScoredBatch.judgements must hold one judgement a completion"
 
     def records(self) -> list[dict[str, Any]]:
         """One JSON-ready dict a completion: prompt, text, reward by component, weight, task, status."""
@@ -217,15 +213,11 @@ class ScoredBatch:
                 "reason": judgement.reason,
                 "weight": None if weights is None else weights[i],
             }
-            for i, (completion, judgement) in enumerate(
-                zip(self.rollout.completions(), self.judgements, strict=True)
-            )
+            for i, (completion, judgement) in enumerate(zip(self.rollout.completions(), self.judgements, strict=True))
         ]
 
 
-def _shape(
-    name: str, tensor: Tensor, expected: Sequence[int | None], dtype: torch.dtype | None = None
-) -> None:
+def _shape(name: str, tensor: Tensor, expected: Sequence[int | None], dtype: torch.dtype | None = None) -> None:
     got = tuple(tensor.shape)
     fits = len(got) == len(expected) and all(e is None or g == e for g, e in zip(got, expected, strict=True))
     assert fits, f"{name}: got shape {got}, expected {tuple(expected)}"

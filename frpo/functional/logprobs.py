@@ -39,9 +39,7 @@ def token_logprobs(
 def token_full_kl(logits: Tensor, ref_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Exact per-token KL between two sets of logits [..., V] at one temperature -> [...], chunked as above."""
     if logits.shape != ref_logits.shape:
-        raise ValueError(
-            f"token_full_kl: got {tuple(logits.shape)} and {tuple(ref_logits.shape)}, expected one shape"
-        )
+        raise ValueError(f"token_full_kl: got {tuple(logits.shape)} and {tuple(ref_logits.shape)}, expected one shape")
 
     def chunk_kl(chunk: Tensor, ref_chunk: Tensor) -> Tensor:
         return full_kl(_wide(chunk) / temperature, _wide(ref_chunk) / temperature)

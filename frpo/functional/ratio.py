@@ -50,6 +50,4 @@ def sequence_ratio(
     log_ratios: Tensor, mask: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None
 ) -> Tensor:
     """``a_i``: one clipped ratio a sequence, ``rho_i = exp((1/T_i) sum_t log rho_it)``: [..., T] -> [...]."""
-    return clip_ratio(
-        masked_mean(log_ratios, mask).exp(), clip_low=clip_low, clip_high=clip_high, upper=upper
-    )
+    return clip_ratio(masked_mean(log_ratios, mask).exp(), clip_low=clip_low, clip_high=clip_high, upper=upper)

@@ -118,7 +118,5 @@ def _budget(rho: float) -> float:
 def _positive(lam: float | Tensor) -> float | Tensor:
     smallest = lam.min().item() if isinstance(lam, Tensor) else lam
     if not smallest > 0:
-        raise ValueError(
-            f"lambda must be > 0, got {lam}; small values look at the worst completion, large at the mean"
-        )
+        raise ValueError(f"lambda must be > 0, got {lam}; small values look at the worst completion, large at the mean")
     return lam

@@ -1,0 +1,177 @@
+"""The policy: a description that costs nothing to read, and the causal language model it loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A low-rank adapter (arXiv 2106.09685) on the linear layers named.
+
+    Dropout is not offered: sampling and training must see the same policy, or the ratios are not 1 on-policy.
+
+    Args:
+        r: rank.
+        alpha: the update is scaled by alpha / r.
+        target_modules: names of linear layers, or ``all-linear``.
+        path: a PEFT adapter directory to start from, instead of a fresh adapter; its own rank then holds.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    target_modules: list[str] | str = "all-linear"
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or self.alpha <= 0:
+            raise ValueError(f"LoRA: got r={self.r}, alpha={self.alpha}, expected r >= 1 and alpha > 0")
+
+    def attach(self, model: Any) -> Any:
+        """Wrap ``model`` in a PeftModel whose adapter alone is trainable."""
+        import peft
+
+        if self.path is not None:
+            if not (Path(self.path) / "adapter_config.json").is_file():
+                raise FileNotFoundError(
+                    f"LoRA.path: got {self.path!r}, expected a PEFT adapter directory (adapter_config.json and "
+                    "adapter_model.safetensors), as `frpo export` writes it"
+                )
+            return peft.PeftModel.from_pretrained(model, self.path, is_trainable=True)
+        config = peft.LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=0.0,
+            target_modules=self.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        return peft.get_peft_model(model, config)
+
+
+class Policy:
+    """Any Hugging Face causal language model, trained in full or through an adapter.
+
+    Args:
+        path: a directory with a model and its tokenizer, or a hub id.
+        adapter: a :class:`LoRA`, or null to train every weight.
+        dtype: of the weights: float32, bfloat16, float16, float64. An adapter's own are float32 or wider.
+        revision: of the hub repository.
+        chat_template: a Jinja template, or the path of one, in place of the tokenizer's own.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        trust_remote_code: run modelling code that comes with the weights. Off unless you trust its author.
+        attn_implementation: passed to transformers (``sdpa``, ``eager``, ``flash_attention_2``); null lets it choose.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        adapter: LoRA | None = None,
+        dtype: str = "float32",
+        revision: str | None = None,
+        chat_template: str | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"Policy.dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
+        self.path, self.adapter, self.dtype, self.revision = path, adapter, dtype, revision
+        self.chat_template, self.gradient_checkpointing = chat_template, gradient_checkpointing
+        self.trust_remote_code, self.attn_implementation = trust_remote_code, attn_implementation
+
+    def prepare(self) -> None:
+        """Make the files that ``path`` names exist; here they do, or the hub has them."""
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, padding on the left; it must have an end-of-sequence and a padding token."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.path, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise _not_found(self.path, "a tokenizer", error) from error
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"the tokenizer of {self.path!r} has no end-of-sequence token, so a completion could never end; set "
+                "`eos_token` in its tokenizer_config.json"
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"the tokenizer of {self.path!r} has no padding token, expected one distinct from the end-of-sequence "
+                'token; set `pad_token` in its tokenizer_config.json (an unused token such as "<unk>" will do)'
+            )
+        tokenizer.padding_side = "left"
+        if self.chat_template is not None:
+            file = Path(self.chat_template)
+            is_file = len(self.chat_template) < 1024 and "{" not in self.chat_template
+            if is_file and not file.is_file():
+                raise FileNotFoundError(
+                    f"Policy.chat_template: got {self.chat_template!r}, expected a Jinja template or the path of one"
+                )
+            tokenizer.chat_template = file.read_text(encoding="utf-8") if is_file else self.chat_template
+        return tokenizer
+
+    def load(self) -> Any:
+        """The model in train mode with every dropout at 0, its adapter attached; without one all weights train."""
+        model = self.load_base()
+        if self.adapter is not None:
+            model.requires_grad_(False)
+            model = self.adapter.attach(model)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if self.adapter is not None:
+                model.enable_input_require_grads()
+        return model.train()
+
+    def load_base(self, path: str | None = None) -> Any:
+        """The model without an adapter, dropout at 0; from ``path`` where it is given, else the policy's own."""
+        path = self.path if path is None else path
+        options: dict[str, Any] = {}
+        if self.attn_implementation is not None:
+            options["attn_implementation"] = self.attn_implementation
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=DTYPES[self.dtype],
+                revision=self.revision if path == self.path else None,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=True,
+                **options,
+            )
+        except (OSError, ValueError) as error:
+            raise _not_found(path, "a causal language model in safetensors", error) from error
+        disable_dropout(model)
+        return model
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0: on-policy ratios are 1 only if sampling and training see one policy."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def trainable_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that train; a tied weight is named once."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _not_found(path: str, expected: str, error: Exception) -> ValueError:
+    where = "a directory here" if Path(path).exists() else "neither a directory here nor a hub id that answers"
+    return ValueError(
+        f"Policy.path: got {path!r} ({where}), expected {expected}. Write a directory, a hub id, or import a model "
+        f"without a hub: `frpo import-model smollm2-135m-instruct --out DIR`. Cause: {str(error).splitlines()[0]}"
+    )

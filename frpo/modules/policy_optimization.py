@@ -1,0 +1,377 @@
+"""The training loop: prompts -> rollouts -> rewards -> objective -> optimiser."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from frpo.functional.masked import masked_mean
+from frpo.models.policy import Policy, trainable_names
+from frpo.models.reference import Reference
+from frpo.modules import checks
+from frpo.modules.averages import Averages
+from frpo.modules.group_gradient import GroupGradient, TokenPass
+from frpo.modules.micro_batches import micro_batches
+from frpo.modules.recording import NAMES, record_kl, record_scored
+from frpo.objectives import FRPO, Objective
+from frpo.penalty import KLPenalty
+from frpo.rewards.base import Reward
+from frpo.rewards.scoring import JudgementCounts, TwoValuedWatch, check_failure_rate, count_judgements, score
+from frpo.rollouts.sampler import Sampler
+from frpo.schedules import Constant, Schedule
+from frpo.types import PromptBatch, RolloutBatch, ScoredBatch
+
+Stage = Literal["train", "val", "test"]
+# Each stage draws its sampling noise from a stream of its own.
+STREAMS: dict[Stage, int] = {"train": 0, "val": 1, "test": 2}
+SHOWN = ("reward", "kl", "loss", "ess")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What the last step saw: ``stage``, the optimiser step at which its rollout was drawn, and the scored rollout."""
+
+    stage: Stage
+    step: int
+    scored: ScoredBatch
+
+
+class PolicyOptimization(L.LightningModule):
+    """Policy optimisation on groups of completions; which objective, reward and sampler is the configuration's.
+
+    One training step draws a rollout, scores it, and takes ``epochs_per_rollout`` optimiser steps on it. A group need
+    not fit in memory at once, and ``micro_batch_size`` has no influence on the result.
+
+    Args:
+        policy: the model that trains.
+        objective: :class:`~frpo.objectives.FRPO` or :class:`~frpo.objectives.GRPO`.
+        reward: scores completions.
+        sampler: draws completions in training.
+        reference: of the KL term; null only where beta is 0 throughout.
+        kl: beta, its schedule, and the estimators; null takes KLPenalty's defaults.
+        lam_schedule: sets the objective's lambda before each rollout (FRPO only); null leaves it.
+        group_size: G, completions a prompt, at least 2.
+        micro_batch_size: sequences in one forward and backward pass; memory only.
+        epochs_per_rollout: optimiser steps on one rollout; beyond 1 the ratios leave 1 and are clipped.
+        optimizer: takes the trainable parameters.
+        lr_schedule: factor on the optimiser's learning rate by optimiser step; null leaves it constant.
+        max_grad_norm: gradients are clipped to this norm; null does not clip.
+        val_sampler: draws completions in validation and test; null uses ``sampler``.
+        val_group_size: completions a prompt there; null uses ``group_size``.
+        rho: KL budget in nats a completion at which the worst-case reward is reported.
+        on_reward_error: ``raise``, or ``failed``: an exception in a reward makes its completions failed.
+        max_failure_rate: share of failed judgements in a step beyond which training stops.
+        seed: of sampling, the only thing that is random here.
+    """
+
+    policy_model: Any
+    reference_model: Any
+    train_averages: Averages
+    eval_averages: Averages
+    last_step: StepRecord | None
+
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        reward: Reward,
+        sampler: Sampler,
+        reference: Reference | None = None,
+        kl: KLPenalty | None = None,
+        lam_schedule: Schedule | None = None,
+        group_size: int = 8,
+        micro_batch_size: int = 8,
+        epochs_per_rollout: int = 1,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_schedule: Schedule | None = None,
+        max_grad_norm: float | None = 1.0,
+        val_sampler: Sampler | None = None,
+        val_group_size: int | None = None,
+        rho: float = 1.0,
+        on_reward_error: Literal["raise", "failed"] = "raise",
+        max_failure_rate: float = 0.25,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False
+        self.policy, self.objective, self.reward = policy, objective, reward
+        self.sampler, self.val_sampler = sampler, sampler if val_sampler is None else val_sampler
+        self.reference, self.kl = reference, KLPenalty() if kl is None else kl
+        self.group_size = group_size
+        self.val_group_size = group_size if val_group_size is None else val_group_size
+        self.micro_batch_size, self.epochs_per_rollout = micro_batch_size, epochs_per_rollout
+        self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.lam_schedule = lam_schedule
+        self.lr_schedule = Constant(1.0) if lr_schedule is None else lr_schedule
+        self.rho, self.seed = rho, seed
+        self.on_reward_error, self.max_failure_rate = on_reward_error, max_failure_rate
+        checks.check_configuration(self)
+        self.policy_model = self.reference_model = self.last_step = None
+        self._two_valued = TwoValuedWatch()
+        self._reward_ready = self._self_checked = False
+
+    # Construction
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer; reading it loads no weights."""
+        return self.policy.tokenizer
+
+    def prepare_data(self) -> None:
+        """Make the policy's files exist, once a node."""
+        self.policy.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Build the metrics, whose names include the tasks of the data."""
+        tasks = sorted(getattr(getattr(self.trainer, "datamodule", None), "tasks", ()))
+        names = [*NAMES, *(f"reward/{task}" for task in tasks)]
+        self.train_averages, self.eval_averages = Averages(names), Averages(names)
+
+    def configure_model(self) -> None:
+        """Load policy and reference."""
+        if self.policy_model is None:
+            self.policy_model = self.policy.load()
+            if self.reference is not None:
+                self.reference_model = self.reference.load(self.policy, self.policy_model)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser over the trainable parameters."""
+        optimizer = self.optimizer([p for p in self.policy_model.parameters() if p.requires_grad])
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        """Last checks before the first step."""
+        checks.check_run(self)
+        self._build_reward()
+
+    def on_validation_start(self) -> None:
+        """Build the reward where no fit did, and start the averages afresh."""
+        self._build_reward()
+        self.eval_averages.reset()
+
+    def on_test_start(self) -> None:
+        """As for validation."""
+        self.on_validation_start()
+
+    def _build_reward(self) -> None:
+        if not self._reward_ready:
+            self.reward.setup(self.device)
+            self._reward_ready = True
+
+    # Training
+
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Seed the global generators from (seed, step, rank): a reward that uses them resumes, validation or not."""
+        seed = int(np.random.SeedSequence((self.seed, self.global_step, self.global_rank)).generate_state(1)[0])
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+
+    def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Walk a batch of prompts to an updated policy."""
+        step = self.global_step
+        if self.lam_schedule is not None:
+            assert isinstance(self.objective, FRPO), "check_configuration lets no other objective have a lambda"
+            self.objective.lam = self.lam_schedule.value(step)
+        with self._phase("rollout"):
+            rollout = self._sample(prompts, "train")
+        with self._phase("reward"):
+            scored = self._score(rollout)
+        with self._phase("update"):
+            scored = self._update(scored, self.kl.coefficient(step, self._lam))
+        self.last_step = StepRecord("train", step, scored)
+        self._finish_step(scored)
+
+    def _sample(self, prompts: PromptBatch, stage: Stage) -> RolloutBatch:
+        training = stage == "train"
+        return (self.sampler if training else self.val_sampler).sample(
+            self.policy_model,
+            self.tokenizer,
+            prompts,
+            group_size=self.group_size if training else self.val_group_size,
+            seed=self.seed * len(STREAMS) + STREAMS[stage],
+        )
+
+    def _score(self, rollout: RolloutBatch) -> ScoredBatch:
+        scored = score(self.reward, rollout, on_error=self.on_reward_error)
+        counts = count_judgements(scored.judgements)
+        local = torch.tensor([counts.n_total, counts.n_failed, counts.n_abstained], device=self.device)
+        total, failed, abstained = self.trainer.strategy.reduce(local, reduce_op="sum").tolist()
+        check_failure_rate(JudgementCounts(total, failed, abstained, counts.reasons), self.max_failure_rate)
+        warning = self._two_valued.observe(scored.rewards, scored.reward_mask)
+        if warning is not None:
+            rank_zero_warn(warning)
+        return scored
+
+    def _update(self, scored: ScoredBatch, beta: float) -> ScoredBatch:
+        """Take ``epochs_per_rollout`` optimiser steps on one rollout; return it with its on-policy weights."""
+        rollout, rewards, members = scored.rollout, scored.rewards, scored.reward_mask
+        gradient = GroupGradient(self.objective, self._token_pass(self.sampler), self.micro_batch_size)
+        groups = self._mean_over_ranks((members.sum(-1) >= 2).sum().float())
+        upper = self.objective.upper_side(rewards, members)
+        weights: Tensor | None = None
+        old_logps: Tensor | None = None
+        for epoch in range(self.epochs_per_rollout):
+            ratios = None if old_logps is None else gradient.ratios(rollout, old_logps, upper)
+            coefficients = self.objective.coefficients(rewards, members, ratios, groups)
+            checks.check_finite(coefficients, scored)
+            logps, kl = gradient.backward(
+                rollout, self._backward, coefficients=coefficients, beta=beta, old_logps=old_logps, upper=upper
+            )
+            if epoch == 0:
+                weights, old_logps = coefficients, logps
+                self._self_check(rollout, logps, kl)
+                self._record(scored, kl, beta)
+            elif old_logps is not None:
+                share = self.objective.clipped_share(logps, rollout.mask, old_logps=old_logps)
+                self.train_averages.update("clipped", share)
+            self._optimizer_step()
+        return replace(scored, weights=weights)
+
+    def _token_pass(self, sampler: Sampler) -> TokenPass:
+        return TokenPass(self.policy_model, self.reference, self.reference_model, sampler, self.kl)
+
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        """Reduce gradients over ranks in the last micro-batch of a step only."""
+        strategy = self.trainer.strategy
+        accumulate = isinstance(strategy, ParallelStrategy) and not last
+        with strategy.block_backward_sync() if accumulate else nullcontext():  # type: ignore[attr-defined]
+            self.manual_backward(loss)
+
+    def _optimizer_step(self) -> None:
+        optimizer: Any = self.optimizers()
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.lr_schedule.value(self.global_step)
+        gradients = [p.grad for p in self.policy_model.parameters() if p.grad is not None]
+        self.train_averages.update("grad_norm", torch.nn.utils.get_total_norm(gradients))
+        self.train_averages.update("lr", optimizer.param_groups[0]["lr"])
+        if self.max_grad_norm is not None:
+            self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @property
+    def _lam(self) -> float | None:
+        return self.objective.lam if isinstance(self.objective, FRPO) else None
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        mean: Tensor = self.trainer.strategy.reduce(value.to(self.device), reduce_op="mean")
+        return mean
+
+    def _self_check(self, rollout: RolloutBatch, logps: Tensor, kl: Tensor) -> None:
+        gap = masked_mean((rollout.logps - logps).abs(), rollout.mask)
+        self.train_averages.update("sampler_gap", gap)
+        if self._self_checked:
+            return
+        half = "16" in str(self.trainer.precision) or self.policy.dtype in ("bfloat16", "float16")
+        checks.check_ratios(gap, half=half)
+        if self.reference is not None and self.global_step == 0 and self.reference.starts_at_policy(self.policy):
+            checks.check_initial_kl(masked_mean(kl, rollout.mask), half=half)
+        self._self_checked = True
+
+    # Metrics
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.train_averages.update(f"seconds_{name}", perf_counter() - start)
+
+    def _record(self, scored: ScoredBatch, kl: Tensor, beta: float) -> None:
+        averages, rewards, members = self.train_averages, scored.rewards, scored.reward_mask
+        record_scored(averages, scored, self.rho)
+        if self.reference is not None:
+            record_kl(averages, kl, scored.rollout.mask)
+        averages.update("dropped_groups", members.sum(-1) < 2)
+        for name, values in self.objective.group_metrics(rewards, members).items():
+            averages.update(name, values)
+        loss = self.objective.group_loss(torch.ones_like(rewards), rewards, members)
+        averages.update("loss", loss + beta * masked_mean(kl, scored.rollout.mask).mean())
+        averages.update("beta", beta)
+        if self._lam is not None:
+            averages.update("lambda", self._lam)
+
+    def _finish_step(self, scored: ScoredBatch) -> None:
+        """Log the averages of the step over all ranks, and let the schedules see it."""
+        values = self.train_averages.compute()
+        rewards, members = (self._all_ranks(x) for x in (scored.rewards, scored.reward_mask))
+        for schedule in self.schedules().values():
+            schedule.observe(kl=values.get("kl", 0.0), rewards=rewards, reward_mask=members)
+        for name, value in values.items():
+            self.log(f"train/{name}", value, prog_bar=name in SHOWN, rank_zero_only=True)
+        self.train_averages.reset()
+
+    def _all_ranks(self, rows: Tensor) -> Tensor:
+        gathered: Any = self.all_gather(rows)
+        return gathered.reshape(-1, rows.shape[-1])
+
+    # Validation and test
+
+    def validation_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """Sample, score, and measure the KL of held-out prompts."""
+        self._evaluate(prompts, "val")
+
+    def test_step(self, prompts: PromptBatch, batch_idx: int) -> None:
+        """As validation, with the test stream of noise."""
+        self._evaluate(prompts, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the averages over all held-out prompts and ranks."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As for validation."""
+        self._log_evaluation("test")
+
+    def _evaluate(self, prompts: PromptBatch, stage: Stage) -> None:
+        rollout = self._sample(prompts, stage)
+        scored = self._score(rollout)
+        record_scored(self.eval_averages, scored, self.rho)
+        if self.reference is not None:
+            token_pass = self._token_pass(self.sampler)
+            for batch in micro_batches(rollout, self.micro_batch_size):
+                record_kl(self.eval_averages, token_pass(batch, with_reference=True).kl_logged, batch.mask)
+        self.last_step = StepRecord(stage, self.global_step, scored)
+
+    def _log_evaluation(self, stage: Stage) -> None:
+        for name, value in self.eval_averages.compute().items():
+            self.log(f"{stage}/{name}", value, rank_zero_only=True)
+
+    # Checkpoints
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The trainable weights alone: what is frozen is rebuilt from the configuration."""
+        names = trainable_names(self)
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the schedules."""
+        schedules = {name: schedule.state_dict() for name, schedule in self.schedules().items()}
+        checkpoint["frpo"] = {"schedules": schedules}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model; continue the schedules."""
+        checks.check_checkpoint(checkpoint, self)
+        for name, schedule in self.schedules().items():
+            schedule.load_state_dict(checkpoint["frpo"]["schedules"][name])
+
+    def schedules(self) -> dict[str, Schedule]:
+        """The schedules in use, by what they set."""
+        named = {"beta": self.kl.beta, "lambda": self.lam_schedule, "lr": self.lr_schedule}
+        return {name: schedule for name, schedule in named.items() if schedule is not None}

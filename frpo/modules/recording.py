@@ -1,0 +1,43 @@
+"""Which quantities of a step are averaged, and over what."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from frpo.functional.masked import masked_mean
+from frpo.functional.robust import worst_case_reward
+from frpo.modules.averages import Averages
+from frpo.types import ScoredBatch
+
+NAMES = (
+    "reward", "worst_case_reward", "loss", "kl", "kl_sequence", "length", "truncated", "failed", "abstained",
+    "dropped_groups", "zero_variance", "ess", "negative_weights", "jackknife_fallback", "clipped", "sampler_gap",
+    "grad_norm", "beta", "lambda", "lr", "seconds_rollout", "seconds_reward", "seconds_update",
+)  # fmt: skip
+
+
+def record_scored(averages: Averages, scored: ScoredBatch, rho: float) -> None:
+    """Rewards over the completions that have one (all, and by task); the rest over all completions.
+
+    ``worst_case_reward`` is over the prompts with a reward: the least mean reward within ``rho`` nats of the group.
+    """
+    rewards, mask = scored.rewards, scored.reward_mask
+    averages.update("reward", rewards, mask)
+    averages.update("worst_case_reward", worst_case_reward(rewards, rho, mask), mask.any(-1))
+    averages.update("length", scored.rollout.lengths)
+    averages.update("truncated", scored.rollout.truncated)
+    for status, name in (("failed", "failed"), ("abstain", "abstained")):
+        averages.update(name, torch.tensor([judgement.status == status for judgement in scored.judgements]))
+    tasks = [prompt.task for prompt in scored.rollout.prompts.prompts]
+    for name in averages.names:
+        kind, _, task = name.partition("/")
+        if kind == "reward" and task:
+            rows = torch.tensor([t == task for t in tasks], device=mask.device).unsqueeze(-1)
+            averages.update(name, rewards, mask & rows)
+
+
+def record_kl(averages: Averages, kl: Tensor, mask: Tensor) -> None:
+    """Over completions: ``kl`` in nats a token (mean over a completion), ``kl_sequence`` in nats a completion."""
+    averages.update("kl", masked_mean(kl, mask))
+    averages.update("kl_sequence", torch.where(mask, kl, 0).sum(-1))

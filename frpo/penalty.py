@@ -1,0 +1,77 @@
+"""The KL term: which estimator is differentiated, which is logged, and what beta means."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from frpo.functional.kl import SAMPLED
+from frpo.functional.logprobs import token_full_kl
+from frpo.schedules import Constant, Schedule
+
+KLEstimator = Literal["k1", "k2", "k3", "full"]
+BetaScale = Literal["loss", "objective"]
+
+
+class KLPenalty:
+    """``beta * mean_i (1/T_i) sum_t kl_it`` against the reference (METHOD section 4).
+
+    Args:
+        beta: >= 0, a number or a schedule.
+        estimator: differentiated in the loss: k1, k2, k3, or full (exact over the vocabulary: the right gradient and
+            the lowest variance, for one more set of logits in memory). k1 has a gradient of mean zero and k3 that of
+            the reversed KL; k3 is what the published runs use.
+        logged: the estimator that is logged, and that an adaptive beta steers by.
+        beta_scale: ``loss`` adds beta to the loss as the released trainer does. For lambda < 1 that loss is 1/lambda
+            times the objective in units of reward, so a fixed beta weakens the constraint by 1/lambda; ``objective``
+            takes beta in units of reward and multiplies it by max(lambda, 1)/lambda. Compare methods at one
+            ``objective`` beta.
+    """
+
+    def __init__(
+        self,
+        beta: float | Schedule = 0.001,
+        estimator: KLEstimator = "k3",
+        logged: KLEstimator = "k3",
+        beta_scale: BetaScale = "loss",
+    ) -> None:
+        for name, value in (("estimator", estimator), ("logged", logged)):
+            if value not in get_args(KLEstimator):
+                raise ValueError(f"KLPenalty.{name}: got {value!r}, expected one of {', '.join(get_args(KLEstimator))}")
+        if beta_scale not in get_args(BetaScale):
+            raise ValueError(
+                f"KLPenalty.beta_scale: got {beta_scale!r}, expected one of {', '.join(get_args(BetaScale))}"
+            )
+        self.beta = beta if isinstance(beta, Schedule) else Constant(beta)
+        if not self.beta.lower_bound() >= 0:
+            raise ValueError(
+                f"KLPenalty.beta must be >= 0, got {self.beta.lower_bound()}: a negative beta rewards drifting from "
+                "the reference; write 0 to train without a KL term"
+            )
+        self.estimator, self.logged, self.beta_scale = estimator, logged, beta_scale
+
+    def coefficient(self, step: int, lam: float | None) -> float:
+        """What multiplies the KL in the loss at ``step``; ``lam`` is None for an objective without lambda."""
+        beta = self.beta.value(step)
+        return beta * max(lam, 1.0) / lam if self.beta_scale == "objective" and lam is not None else beta
+
+    @property
+    def is_off(self) -> bool:
+        """Whether beta is 0 at every step."""
+        return isinstance(self.beta, Constant) and self.beta.value(0) == 0
+
+    def tokens(
+        self,
+        estimator: KLEstimator,
+        *,
+        logps: Tensor,
+        ref_logps: Tensor,
+        logits: Tensor,
+        ref_logits: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """KL of each token [b, T] from log-probabilities [b, T] and logits [b, T, V] of policy and reference."""
+        if estimator == "full":
+            return token_full_kl(logits, ref_logits, temperature=temperature)
+        return SAMPLED[estimator](logps, ref_logps)
