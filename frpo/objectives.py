@@ -96,6 +96,12 @@ class Objective(ABC):
         ``num_groups`` defaults to the number of groups here that have 2 rewards; under data parallelism it is the mean
         of that number over the ranks, so that the average over ranks is the mean over all groups.
         """
+        losses, kept = self.group_losses(a, rewards, reward_mask)
+        count = kept.sum() if num_groups is None else torch.as_tensor(num_groups, device=a.device)
+        return losses.sum() / count.clamp(min=torch.finfo(a.dtype).tiny)
+
+    def group_losses(self, a: Tensor, rewards: Tensor, reward_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Loss of each group [P], 0 for a group with fewer than 2 rewards, and which groups count (bool [P])."""
         if a.shape[-1] < 2:
             raise ValueError(
                 f"{type(self).__name__} compares the completions of a group and needs at least 2, got {a.shape[-1]}; "
@@ -106,8 +112,7 @@ class Objective(ABC):
         members = members | ~kept.unsqueeze(-1)
         rewards = torch.where(members & kept.unsqueeze(-1), rewards.to(a.dtype), 0)
         per_group = self._per_group(torch.where(members, a, 1.0), rewards, members)
-        count = kept.sum() if num_groups is None else torch.as_tensor(num_groups, device=a.device)
-        return torch.where(kept, per_group, 0).sum() / count.clamp(min=torch.finfo(a.dtype).tiny)
+        return torch.where(kept, per_group, 0), kept
 
     def clipped_share(self, logps: Tensor, mask: Tensor, *, old_logps: Tensor) -> Tensor:
         """Share of each sequence's tokens whose ratio lies outside the clip range: [..., T] -> [...]."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+
 from frpo.data.prompts import PromptDataModule
 from frpo.data.sources import PromptSource
 from frpo.models.policy import LoRA, Policy

@@ -142,8 +142,11 @@ class PolicyOptimization(L.LightningModule):
         self.train_averages, self.eval_averages = Averages(names), Averages(names)
 
     def configure_model(self) -> None:
-        """Load policy and reference."""
-        if self.policy_model is None:
+        """Load policy and reference; a fresh adapter's weights are a function of the seed."""
+        if self.policy_model is not None:
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
             self.policy_model = self.policy.load()
             if self.reference is not None:
                 self.reference_model = self.reference.load(self.policy, self.policy_model)
@@ -298,11 +301,11 @@ class PolicyOptimization(L.LightningModule):
         record_scored(averages, scored, self.rho)
         if self.reference is not None:
             record_kl(averages, kl, scored.rollout.mask)
-        averages.update("dropped_groups", members.sum(-1) < 2)
+        losses, kept = self.objective.group_losses(torch.ones_like(rewards), rewards, members)
+        averages.update("loss", losses, kept)
+        averages.update("dropped_groups", ~kept)
         for name, values in self.objective.group_metrics(rewards, members).items():
             averages.update(name, values)
-        loss = self.objective.group_loss(torch.ones_like(rewards), rewards, members)
-        averages.update("loss", loss + beta * masked_mean(kl, scored.rollout.mask).mean())
         averages.update("beta", beta)
         if self._lam is not None:
             averages.update("lambda", self._lam)

@@ -1,0 +1,75 @@
+"""Prompts through the chat template and the tokenizer, and into padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jinja2.exceptions import TemplateError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from frpo.types import Prompt, PromptBatch
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as the model reads it: ``text`` after the chat template, ``ids`` int64 [L] of that text."""
+
+    prompt: Prompt
+    text: str
+    ids: Tensor
+
+
+def encode(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[EncodedPrompt]:
+    """Apply the chat template, up to where the answer starts, and tokenize.
+
+    Special tokens come from the template alone, so a template that writes the beginning-of-sequence token gives one.
+    Raises ``ValueError`` where the tokenizer has no chat template, or the template refuses a prompt.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template, so prompts cannot be written the "
+            "way the model expects; set `model.init_args.policy.init_args.chat_template` to a jinja file or "
+            "string, or choose an instruction-tuned model"
+        )
+    return [_encode(prompt, tokenizer) for prompt in prompts]
+
+
+def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> EncodedPrompt:
+    messages = [dict(message) for message in prompt.messages]
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    except TemplateError as error:
+        roles = [message["role"] for message in messages]
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses prompt {prompt.id!r} with roles {roles}: "
+            f"{error}. Many templates take no system message (set `system: null`) and want user and assistant "
+            "to alternate"
+        ) from error
+    assert isinstance(text, str)
+    if not ids:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path!r} turns prompt {prompt.id!r} into no tokens; "
+            "check the template"
+        )
+    return EncodedPrompt(prompt, text, torch.tensor(ids, dtype=torch.int64))
+
+
+def collate(rows: Sequence[EncodedPrompt], positions: Sequence[int], pad_token_id: int) -> PromptBatch:
+    """Pad ``P`` prompts on the left to the longest of them. ``positions`` are their numbers in the stream."""
+    length = max(len(row.ids) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for p, row in enumerate(rows):
+        input_ids[p, length - len(row.ids) :] = row.ids
+        mask[p, length - len(row.ids) :] = True
+    return PromptBatch(
+        prompts=tuple(row.prompt for row in rows),
+        texts=tuple(row.text for row in rows),
+        input_ids=input_ids,
+        mask=mask,
+        position=torch.tensor(positions, dtype=torch.int64),
+    )
