@@ -41,10 +41,12 @@ class Naive(Estimator):
 class Jackknife(Estimator):
     """``G log Z - ((G-1)/G) sum_i log Z_-i``: the jackknife of :class:`Naive` (METHOD section 2).
 
-    Bias O(1/G^2) where the relative spread of u is moderate. With u = exp(-A/lambda) the expansion needs
-    exp(range(A)/lambda) small against G; below that (lambda 0.05, rewards in [0, 1], G = 8) one completion dominates
-    and both estimators are far off, the jackknife with negative weights for the others. Its weights lie between
-    -(G-1)/G and (2G-1)/G.
+    Bias O(1/G^2) where a group holds several of the completions that dominate E[u]: G p large against 1, with p the
+    probability of such a completion. With u = exp(-A/lambda) and lambda >= 0.5 (rewards in [0, 1]) that holds from
+    small groups on. At lambda 0.05 it fails: with a reward of 0 at p = 0.5 and 1 otherwise the bias at G = 4 is -1.2
+    naive and +2.2 jackknife, at G = 64 -0.008 and 0.0002; at p = 0.1 it is -7.3 and -1.6 at G = 8. There one completion
+    often stands alone and the jackknife gives the others negative weights; all weights lie within -(G-1)/G and
+    (2G-1)/G.
 
     Args:
         max_weight: a group with a weight beyond this in absolute value is estimated by :class:`Naive` instead (counted

@@ -118,6 +118,7 @@ class AdaptiveKL(Schedule):
 
     def observe(self, *, kl: float, rewards: Tensor, reward_mask: Tensor) -> None:
         """See :class:`Schedule`."""
+        _finite(self, "observe(kl)", kl)
         error = min(KL_ERROR_LIMIT, max(-KL_ERROR_LIMIT, kl / self.target - 1))
         self._value *= 1 + self.gain * error
 
@@ -181,6 +182,8 @@ class KLBudget(Schedule):
         if self._rewards is not None and self._mask is not None:
             rewards, mask = torch.cat([self._rewards, rewards]), torch.cat([self._mask, mask])
         self._rewards, self._mask = rewards[-self.window :], mask[-self.window :]
+        if len(self._rewards) == 0:
+            return
         solved = max(self.minimum, solve_shared_lambda(self._rewards, self.rho, self._mask).item())
         self._value *= (solved / self._value) ** self.smoothing
 

@@ -14,10 +14,10 @@ def log_mean_exp(x: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor
     The result drops ``dim``; it is -inf where no entry counts.
     """
     if mask is None:
-        return torch.logsumexp(x, dim) - math.log(x.shape[dim])
+        return _logsumexp(x, dim) - math.log(x.shape[dim])
     _same_shape("log_mean_exp", x, mask)
     count = mask.sum(dim).to(x.dtype)
-    return torch.logsumexp(x.masked_fill(~mask, -torch.inf), dim) - torch.log(count.clamp(min=1))
+    return _logsumexp(x.masked_fill(~mask, -torch.inf), dim) - torch.log(count.clamp(min=1))
 
 
 def leave_one_out_logsumexp(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -30,7 +30,15 @@ def leave_one_out_logsumexp(x: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is not None:
         _same_shape("leave_one_out_logsumexp", x, mask)
         others = others & mask.unsqueeze(-2)
-    return torch.logsumexp(x.unsqueeze(-2).masked_fill(~others, -torch.inf), -1)
+    return _logsumexp(x.unsqueeze(-2).masked_fill(~others, -torch.inf), -1)
+
+
+def _logsumexp(x: Tensor, dim: int) -> Tensor:
+    # torch.logsumexp differentiates as exp(x - result): at x = 1e4 the rounding of a float32 result is 1e-3, and so is
+    # the error of the weights. About the maximum the result is small.
+    top = x.detach().amax(dim, keepdim=True)
+    top = torch.where(torch.isfinite(top), top, 0)
+    return torch.logsumexp(x - top, dim) + top.squeeze(dim)
 
 
 def _same_shape(name: str, x: Tensor, mask: Tensor) -> None:

@@ -12,18 +12,25 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def log_ratio(*, logps: Tensor, old_logps: Tensor | None, mask: Tensor) -> Tensor:
-    """Token log-ratios ``logp - old_logp`` within +-LOG_RATIO_LIMIT, 0 where masked: all [..., T].
+    """Token log-ratios ``logp - old_logp``, 0 where masked: all [..., T].
 
     ``old_logps=None`` is the on-policy case: the value is 0 and the gradient that of ``logps``.
     """
-    if logps.shape != mask.shape or (old_logps is not None and old_logps.shape != logps.shape):
+    wrong_old = old_logps is not None and old_logps.shape != logps.shape
+    if logps.shape != mask.shape or mask.dtype != torch.bool or wrong_old:
         raise ValueError(
-            f"log_ratio: got logps {tuple(logps.shape)}, mask {tuple(mask.shape)}, "
-            f"old_logps {None if old_logps is None else tuple(old_logps.shape)}, expected one shape"
+            f"log_ratio: got logps {tuple(logps.shape)}, mask {tuple(mask.shape)} {mask.dtype}, "
+            f"old_logps {None if old_logps is None else tuple(old_logps.shape)}, "
+            "expected one shape and a bool mask"
         )
     new = torch.where(mask, logps, 0)
     old = new.detach() if old_logps is None else torch.where(mask, old_logps.detach(), 0)
-    return (new - old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return new - old
+
+
+def exp_ratio(log_ratios: Tensor) -> Tensor:
+    """Ratios from their logarithms, which are kept within +-LOG_RATIO_LIMIT: any shape."""
+    return log_ratios.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
 def clip_ratio(ratio: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None) -> Tensor:
@@ -43,11 +50,11 @@ def token_mean_ratio(
 ) -> Tensor:
     """``a_i = (1/T_i) sum_t s_it`` with one clipped ratio a token: [..., T] -> [...] (METHOD section 2)."""
     side = None if upper is None else upper.unsqueeze(-1)
-    return masked_mean(clip_ratio(log_ratios.exp(), clip_low=clip_low, clip_high=clip_high, upper=side), mask)
+    return masked_mean(clip_ratio(exp_ratio(log_ratios), clip_low=clip_low, clip_high=clip_high, upper=side), mask)
 
 
 def sequence_ratio(
     log_ratios: Tensor, mask: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None
 ) -> Tensor:
     """``a_i``: one clipped ratio a sequence, ``rho_i = exp((1/T_i) sum_t log rho_it)``: [..., T] -> [...]."""
-    return clip_ratio(masked_mean(log_ratios, mask).exp(), clip_low=clip_low, clip_high=clip_high, upper=upper)
+    return clip_ratio(exp_ratio(masked_mean(log_ratios, mask)), clip_low=clip_low, clip_high=clip_high, upper=upper)

@@ -10,9 +10,9 @@ def truncate(logits: Tensor, *, top_k: int | None = None, top_p: float = 1.0, ke
     """Set the logits outside the top-k, then outside the nucleus, to -inf: [..., V] -> [..., V].
 
     The nucleus is the smallest set of most probable tokens whose mass reaches ``top_p`` (Holtzman et al. 2020).
-    ``keep`` int64 [...] names one token a row that always stays: the token that was drawn, so that a rounding difference between
-    the sampler's and the trainer's forward pass cannot give it probability 0. Which tokens are cut is treated as a
-    constant by the gradient.
+    ``keep`` int64 [...] names one token a row that always stays: the token that was drawn, so that a rounding
+    difference between the sampler's and the trainer's forward pass cannot give it probability 0. Which tokens are cut
+    is treated as a constant by the gradient.
     """
     if top_k is None and top_p >= 1.0:
         return logits

@@ -1,0 +1,65 @@
+"""One reward per task of the data."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+
+from frpo.rewards.base import Reward
+from frpo.rewards.calls import call_reward
+from frpo.types import Completion, Judgement
+
+
+class Router(Reward):
+    """Sends each completion to the reward of its prompt's task: one call a route, the order restored.
+
+    Rewards of different tasks meet in one loss, so bring them to one scale, [0, 1] say. Prefer graded ones:
+    with two values FRPO has nothing to add over GRPO. Tasks outside ``routes`` go to ``default``; with none, they
+    are an error, raised before the first step by :meth:`check_tasks`.
+    """
+
+    def __init__(self, routes: dict[str, Reward], default: Reward | None = None) -> None:
+        if not routes:
+            raise ValueError("Router.routes: got none, expected a reward by task, as `safety: {class_path: ...}`")
+        self.routes = routes
+        self.default = default
+
+    def setup(self, device: torch.device) -> None:
+        """Set up every route."""
+        for reward in self._rewards():
+            reward.setup(device)
+
+    def check_tasks(self, tasks: set[str]) -> None:
+        """Raise ``ValueError`` where a task has no route; ask each route about the tasks it will get."""
+        for task in sorted(tasks & set(self.routes)):
+            self.routes[task].check_tasks({task})
+        unrouted = tasks - set(self.routes)
+        if unrouted:
+            self._route(min(unrouted)).check_tasks(unrouted)
+
+    def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
+        """Judge each completion by the reward of its task."""
+        rows: dict[str | None, list[int]] = {}
+        for i, completion in enumerate(completions):
+            rows.setdefault(completion.task if completion.task in self.routes else None, []).append(i)
+        judgements: dict[int, Judgement] = {}
+        for indices in rows.values():
+            batch = [completions[i] for i in indices]
+            judgements.update(zip(indices, call_reward(self._route(batch[0].task), batch), strict=True))
+        return [judgements[i] for i in range(len(completions))]
+
+    def _rewards(self) -> list[Reward]:
+        return [*self.routes.values(), *([] if self.default is None else [self.default])]
+
+    def _route(self, task: str) -> Reward:
+        reward = self.routes.get(task, self.default)
+        if reward is None:
+            near = difflib.get_close_matches(task, self.routes, n=1)
+            hint = f"did you mean {near[0]!r}? Otherwise add" if near else "add"
+            raise ValueError(
+                f"Router: got a prompt of task {task!r}, expected one of {sorted(self.routes)}; {hint} a route "
+                f"`{task}:` or a `default:`"
+            )
+        return reward
