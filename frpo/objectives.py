@@ -17,13 +17,15 @@ from torch import Tensor
 
 from frpo.estimators import Estimator, Jackknife
 from frpo.functional.masked import masked_mean
-from frpo.functional.ratio import log_ratio, sequence_ratio, token_mean_ratio
+from frpo.functional.ratio import exp_ratio, log_ratio, sequence_ratio, token_mean_ratio
 
 Ratio = Literal["token", "sequence"]
 Clip = Literal["reference", "ppo"]
 
 # Added to a group's standard deviation under `scale_rewards`: the value of TRL's GRPOTrainer.
 STD_EPSILON = 1e-4
+# A coefficient of 0 (equal rewards) is a few times float32's rounding either side of it, and takes the minimum.
+SIGN_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Objective(ABC):
     """A loss on groups of completions. Calling it is the whole computation; training uses its two halves.
 
     Shapes: ``logps``, ``old_logps`` [P, G, T]; ``mask`` bool [P, G, T]; ``rewards`` [P, G]; ``reward_mask`` bool
-    [P, G], False where a completion has no reward and leaves its group. A group with fewer than 2 rewards is dropped, and the
-    loss is the mean over the groups that remain (0 if none does).
+    [P, G], False where a completion has no reward and leaves its group. A group with fewer than 2 rewards is dropped,
+    and the loss is the mean over the groups that remain (0 if none does).
     """
 
     def __init__(self, clip_low: float, clip_high: float, ratio: Ratio) -> None:
@@ -97,7 +99,7 @@ class Objective(ABC):
         of that number over the ranks, so that the average over ranks is the mean over all groups.
         """
         losses, kept = self.group_losses(a, rewards, reward_mask)
-        count = kept.sum() if num_groups is None else torch.as_tensor(num_groups, device=a.device)
+        count = torch.as_tensor(kept.sum() if num_groups is None else num_groups, dtype=a.dtype, device=a.device)
         return losses.sum() / count.clamp(min=torch.finfo(a.dtype).tiny)
 
     def group_losses(self, a: Tensor, rewards: Tensor, reward_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -115,8 +117,11 @@ class Objective(ABC):
         return torch.where(kept, per_group, 0), kept
 
     def clipped_share(self, logps: Tensor, mask: Tensor, *, old_logps: Tensor) -> Tensor:
-        """Share of each sequence's tokens whose ratio lies outside the clip range: [..., T] -> [...]."""
-        ratio = log_ratio(logps=logps, old_logps=old_logps, mask=mask).exp()
+        """Share of each sequence's ratios (its tokens', or its one) outside the clip range: [..., T] -> [...]."""
+        logs = log_ratio(logps=logps, old_logps=old_logps, mask=mask)
+        if self.ratio == "sequence":
+            logs = masked_mean(logs, mask).unsqueeze(-1).expand_as(logs)
+        ratio = exp_ratio(logs)
         return masked_mean(((ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)).to(ratio.dtype), mask)
 
     def group_metrics(self, rewards: Tensor, reward_mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -143,7 +148,7 @@ class Objective(ABC):
 
     def upper_side(self, rewards: Tensor, reward_mask: Tensor | None = None) -> Tensor | None:
         """Which sequences are clipped by the maximum (bool [P, G]); None where all take the minimum."""
-        return self.coefficients(rewards, reward_mask) > 0
+        return self.coefficients(rewards, reward_mask, num_groups=1.0) > SIGN_TOLERANCE
 
     @abstractmethod
     def _per_group(self, a: Tensor, rewards: Tensor, members: Tensor) -> Tensor:
@@ -163,9 +168,10 @@ class FRPO(Objective):
     over prompts; the logarithm of the mean is estimated by ``estimator``. Minimising it maximises the entropic risk
     ``-lambda log E exp(-r/lambda)``: the reward that is left after the worst fine-tuning that costs KL at price lambda.
 
-    On-policy the gradient is that of GRPO with the advantage -G c_i, where c_i = w_i/S - 1/G for the naive estimator;
-    for lambda -> infinity it becomes GRPO's. With rewards of two values only, policies of one success rate all have the
-    same worst case and FRPO has nothing to add over GRPO: use graded rewards.
+    On-policy the gradient is that of GRPO with the advantage -G c_i, where c_i = w_i/S - 1/G for the naive estimator.
+    For lambda -> infinity, lambda c_i -> -A_i/G, which is GRPO's gradient; under the jackknife -A_i/(G-1), GRPO's
+    times G/(G-1), as with a leave-one-out baseline. With rewards of two values only, policies of one success rate all
+    have the same worst case and FRPO has nothing to add over GRPO: use graded rewards.
 
     Args:
         lam: lambda > 0, in units of reward.

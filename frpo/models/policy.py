@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,14 @@ class Policy:
         self.chat_template, self.gradient_checkpointing = chat_template, gradient_checkpointing
         self.trust_remote_code, self.attn_implementation = trust_remote_code, attn_implementation
 
+    def description(self) -> dict[str, Any]:
+        """``class_path`` and ``init_args`` as plain data: what a checkpoint keeps to build the policy again."""
+        names = list(inspect.signature(type(self)).parameters)
+        init_args = {name: getattr(self, name) for name in names}
+        if self.adapter is not None:
+            init_args["adapter"] = asdict(self.adapter)
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": init_args}
+
     def prepare(self) -> None:
         """Make the files that ``path`` names exist; here they do, or the hub has them."""
 
@@ -127,6 +136,8 @@ class Policy:
         if self.adapter is not None:
             model.requires_grad_(False)
             model = self.adapter.attach(model)
+            # PEFT does not take over the revision of the base, and an adapter would then name its newest.
+            model.active_peft_config.revision = self.revision
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.adapter is not None:

@@ -62,7 +62,7 @@ class TinyPolicy(Policy):
         if not 0 <= seed < 2**63:
             raise ValueError(f"TinyPolicy.seed: got {seed}, expected 0 to 2**63 - 1")
         super().__init__(str(Path(cache_dir) / _fingerprint(seed, steps)), adapter=adapter, dtype=dtype)
-        self.seed, self.steps = seed, steps
+        self.seed, self.steps, self.cache_dir = seed, steps, cache_dir
 
     def prepare(self) -> None:
         """Pre-train unless the cache has it. Processes may do so at once: whole folders appear, and the first stays."""

@@ -364,9 +364,9 @@ class PolicyOptimization(L.LightningModule):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the schedules."""
+        """Add the state of the schedules, and the policy's description for a later export."""
         schedules = {name: schedule.state_dict() for name, schedule in self.schedules().items()}
-        checkpoint["frpo"] = {"schedules": schedules}
+        checkpoint["frpo"] = {"schedules": schedules, "policy": self.policy.description()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; continue the schedules."""

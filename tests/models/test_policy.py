@@ -115,3 +115,17 @@ def test_refuses_a_reference_of_another_vocabulary(model_dir: Path, tmp_path: Pa
     model.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="vocabulary of 50, the policy one of 46"):
         FrozenCopy(str(tmp_path / "other")).load(policy, policy.load())
+
+
+def test_its_description_builds_it_again(model_dir: Path) -> None:
+    from frpo.models.tiny import TinyPolicy
+
+    for policy in (Policy(str(model_dir), adapter=LoRA(r=2), dtype="bfloat16"), TinyPolicy(seed=3)):
+        description = policy.description()
+        assert json.loads(json.dumps(description)) == description
+        arguments = dict(description["init_args"])
+        if arguments["adapter"] is not None:
+            arguments["adapter"] = LoRA(**arguments["adapter"])
+        again = type(policy)(**arguments)
+        assert again.description() == description
+        assert again.path == policy.path

@@ -1,0 +1,10 @@
+"""Callbacks of a run: its record, its completions, its console, its checkpoints."""
+
+from __future__ import annotations
+
+from frpo.callbacks.checkpoint import Checkpoint, latest
+from frpo.callbacks.completion_table import CompletionTable
+from frpo.callbacks.progress import Progress
+from frpo.callbacks.run_record import RunRecord
+
+__all__ = ["Checkpoint", "CompletionTable", "Progress", "RunRecord", "latest"]

@@ -1,0 +1,103 @@
+"""metrics.csv: one row per logged step, kept across a kill and a resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from frpo.tracking.durable import cut_torn_line, disk_error, free_name, write_whole
+
+Row = dict[str, str]
+
+
+class MetricsCSV(Logger):
+    """Writes every logged metric to ``<output_dir>/metrics.csv``, flushed row by row.
+
+    Columns are ``step`` and the metrics seen so far; a metric that a row does not have is empty there. Lightning's
+    ``CSVLogger`` deletes the file of an earlier run in the same folder, a resumed one included, and writes
+    hyperparameters with their secrets beside it; this one keeps the rows and writes metrics alone.
+
+    On :meth:`begin` a fresh run moves an earlier file aside (``metrics.1.csv``); a resumed one drops, at its first row,
+    the rows from that step on, for it produces them again.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        super().__init__()
+        self._path = Path(output_dir) / "metrics.csv"
+        self._columns: list[str] = []
+        self._opened = self._rerun = False
+
+    @property
+    def name(self) -> str:
+        """Empty: the file lies in the output folder itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: there is one file per output folder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's output folder."""
+        return str(self._path.parent)
+
+    @rank_zero_only
+    def begin(self, resumed: bool) -> None:
+        """Say whether the fit that starts is fresh or goes on from a checkpoint."""
+        self._rerun = resumed
+        if not resumed and not self._opened and self._path.is_file():
+            self._path.rename(free_name(self._path))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row."""
+        step = step or 0
+        self._open(step)
+        row = {"step": str(step), **{name: str(value) for name, value in metrics.items()}}
+        new = sorted(set(row) - set(self._columns))
+        if new:
+            rows = self._rows()
+            self._columns = ["step", *self._columns[1:], *(name for name in new if name != "step")]
+            write_whole(self._path, self._format([*rows, row], header=True))
+            return
+        try:
+            with self._path.open("a", encoding="utf-8", newline="") as file:
+                file.write(self._format([row], header=False))
+        except OSError as error:
+            raise disk_error(self._path, error) from error
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration is in config.yaml."""
+
+    def _open(self, step: int) -> None:
+        if not self._opened:
+            self._opened = True
+            cut_torn_line(self._path)
+            rows = self._rows()
+            self._columns = list(rows[0]) if rows else []
+        if self._rerun:
+            self._rerun = False
+            kept = [row for row in self._rows() if int(row["step"]) < step]
+            write_whole(self._path, self._format(kept, header=True))
+
+    def _rows(self) -> list[Row]:
+        if not self._path.is_file():
+            return []
+        with self._path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _format(self, rows: list[Row], header: bool) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
