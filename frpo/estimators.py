@@ -27,7 +27,7 @@ class Estimator(ABC):
 
 
 class Naive(Estimator):
-    """``log (1/G) sum_i u_i``. Bias -Var(u) / (2 G E[u]^2) + O(1/G^2) (METHOD section 2)."""
+    """``log (1/G) sum_i u_i``. Bias -Var(u) / (2 G E[u]^2) + O(1/G^2)."""
 
     def log_mean(self, log_u: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :class:`Estimator`."""
@@ -39,7 +39,7 @@ class Naive(Estimator):
 
 
 class Jackknife(Estimator):
-    """``G log Z - ((G-1)/G) sum_i log Z_-i``: the jackknife of :class:`Naive` (METHOD section 2).
+    """``G log Z - ((G-1)/G) sum_i log Z_-i``: the jackknife of :class:`Naive` (arXiv 2602.08813; Quenouille 1956).
 
     Bias O(1/G^2) where a group holds several of the completions that dominate E[u]: G p large against 1, with p the
     probability of such a completion. With u = exp(-A/lambda) and lambda >= 0.5 (rewards in [0, 1]) that holds from

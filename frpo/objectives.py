@@ -1,9 +1,8 @@
 """Objectives: log-probabilities and rewards of a group in, loss and metrics out.
 
 Every objective here depends on the policy only through one number a completion, the mean clipped ratio a_i, and is a
-function of the group's a_1..a_G and rewards. That is what makes micro-batching exact: the loss of a batch is
-sum_i (dL/da_i) a_i to first order, with coefficients known for the whole group before any micro-batch is run (METHOD
-section 2).
+function of the group's a_1..a_G and rewards. That is what makes micro-batching exact: the gradient of a batch is
+sum_i (dL/da_i) grad a_i, with coefficients known for the whole group before any micro-batch is run.
 """
 
 from __future__ import annotations
@@ -162,7 +161,7 @@ class Objective(ABC):
 
 
 class FRPO(Objective):
-    """Fine-tuning Robust Policy Optimization (arXiv 2602.08813; METHOD section 2).
+    """Fine-tuning Robust Policy Optimization (arXiv 2602.08813).
 
     ``L = log mean_i w_i a_i - mean_i a_i`` with ``w_i = exp(-(r_i - mean r)/lambda)``, times max(lambda, 1), averaged
     over prompts; the logarithm of the mean is estimated by ``estimator``. Minimising it maximises the entropic risk

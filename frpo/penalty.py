@@ -15,7 +15,7 @@ BetaScale = Literal["loss", "objective"]
 
 
 class KLPenalty:
-    """``beta * mean_i (1/T_i) sum_t kl_it`` against the reference (METHOD section 4).
+    """``beta * mean_i (1/T_i) sum_t kl_it`` against the reference.
 
     Args:
         beta: >= 0, a number or a schedule.

@@ -179,7 +179,7 @@ class ScoredBatch:
 
     Shapes: ``rewards`` float64 [P, G], 0 where ``reward_mask`` (bool [P, G]) is False; ``judgements`` the P*G
     judgements in the order of :meth:`RolloutBatch.completions`; ``weights`` float [P, G] or None, the coefficient of
-    each completion in the loss (dL/da_i, METHOD section 2), set once the objective has seen the group.
+    each completion in the loss (dL/da_i, see frpo.objectives), set once the objective has seen the group.
     """
 
     rollout: RolloutBatch

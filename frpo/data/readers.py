@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frpo.data.rows import Row, clip, nearest
+from frpo.data.rows import Row, clip, kind, nearest
 
 MAX_LINE_BYTES = 16 * 2**20  # a longer line is a file of another kind, not a prompt
 MAX_JSON_BYTES = 512 * 2**20  # .json has to be parsed whole
@@ -93,9 +93,7 @@ def _not_json(constant: str) -> None:
 
 def _object(value: Any, place: str, path: Path) -> Row:
     if not isinstance(value, dict):
-        raise ValueError(
-            f'{path}, {place}: got a {type(value).__name__}, expected an object ({{"prompt": ..., "task": ...}})'
-        )
+        raise ValueError(f'{path}, {place}: got {kind(value)}, expected an object ({{"prompt": ..., "task": ...}})')
     return Row(place, value)
 
 
@@ -112,8 +110,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     table = _parse(_decode(path.read_bytes(), path, 1), path, None)
     if not isinstance(table, list):
         raise ValueError(
-            f"{path}: got a {type(table).__name__} at the top, expected a list of objects; "
-            "one object a line is called .jsonl"
+            f"{path}: got {kind(table)} at the top, expected a list of objects; one object a line is called .jsonl"
         )
     for number, value in enumerate(table, start=1):
         yield _object(value, f"row {number}", path)

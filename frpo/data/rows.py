@@ -51,7 +51,7 @@ def read_messages(value: Any, system: str | None) -> Messages:
         value = [{"role": "user", "content": value}]
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(
-            f"the prompt is {_kind(value)}; expected a string or a non-empty list of "
+            f"the prompt is {kind(value)}; expected a string or a non-empty list of "
             "{'role': ..., 'content': ...} messages"
         )
     messages = tuple(_message(number, message) for number, message in enumerate(value, start=1))
@@ -72,12 +72,12 @@ def read_messages(value: Any, system: str | None) -> Messages:
 
 def _message(number: int, message: Any) -> Mapping[str, str]:
     if not isinstance(message, Mapping):
-        raise ValueError(f"message {number} of the prompt is {_kind(message)}; expected {{role, content}}")
+        raise ValueError(f"message {number} of the prompt is {kind(message)}; expected {{role, content}}")
     role, content = message.get("role"), message.get("content")
     for key, text in (("role", role), ("content", content)):
         if not isinstance(text, str):
             raise ValueError(
-                f"message {number} of the prompt has {_kind(text)} for {key!r}; expected a string "
+                f"message {number} of the prompt has {kind(text)} for {key!r}; expected a string "
                 f"(its keys are {sorted(clip(str(key)) for key in message)})"
             )
         if not text.strip():
@@ -118,14 +118,16 @@ def json_value(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): json_value(item, depth + 1) for key, item in value.items()}
+        return {json_value(str(key)): json_value(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(item, depth + 1) for item in value]
-    raise ValueError(f"the value is {_kind(value)}; expected a JSON type: drop the column from the data or convert it")
+    raise ValueError(f"the value is {kind(value)}; expected a JSON type: drop the column from the data or convert it")
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a value is, for messages, without showing it: ``null``, ``an int``, ``a list of 3``."""
     if value is None:
         return "null"
+    name = type(value).__name__
     size = f" of {len(value)}" if isinstance(value, list | tuple) else ""
-    return f"a {type(value).__name__}{size}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}{size}"

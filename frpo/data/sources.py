@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frpo.data.readers import read_rows
-from frpo.data.rows import Row, clip, json_value, missing_column, read_messages
+from frpo.data.rows import Row, clip, json_value, kind, missing_column, read_messages
 from frpo.types import Prompt
 
 MAX_LISTED = 20  # distinct values named in one message
@@ -126,23 +126,34 @@ class TableSource(PromptSource):
                 raise self._error(row, f"no task in column {column!r}; fill it in or set `default_task`")
             return None
         if not isinstance(value, str):
-            raise self._error(row, f"the task in column {column!r} is a {type(value).__name__}, expected a string")
-        return value
+            raise self._error(row, f"the task in column {column!r} is {kind(value)}, expected a string")
+        return str(self._field(row, column, value))
 
     def _prompt(self, number: int, row: Row, task: str) -> Prompt:
         if self.prompt not in row.values:
             raise self._error(row, missing_column("prompt", self.prompt, row.values))
-        if self.id is not None and row.values.get(self.id) in (None, ""):
-            found = "the id is empty" if self.id in row.values else missing_column("id", self.id, row.values)
-            raise self._error(row, f"{found} Write `id: null` to number the rows.")
         try:
             messages = read_messages(row.values[self.prompt], self.system)
         except ValueError as error:
             raise self._error(row, str(error)) from error
         taken = {self.prompt, self.task, self.id}
-        fields = {name: self._field(row, name, value) for name, value in row.values.items() if name not in taken}
-        name = f"{self.stem}:{number}" if self.id is None else str(row.values[self.id])
-        return Prompt(id=name, messages=messages, task=task, fields=fields)
+        others = {name: value for name, value in row.values.items() if name not in taken}
+        fields = {str(self._field(row, name, name)): self._field(row, name, value) for name, value in others.items()}
+        return Prompt(id=self._id(number, row), messages=messages, task=task, fields=fields)
+
+    def _id(self, number: int, row: Row) -> str:
+        if self.id is None:
+            return f"{self.stem}:{number}"
+        if self.id not in row.values:
+            found = missing_column("id", self.id, row.values)
+            raise self._error(row, f"{found} Write `id: null` to number the rows.")
+        value = row.values[self.id]
+        if not isinstance(value, str | int) or value == "":
+            found = "empty" if value == "" else kind(value)
+            raise self._error(
+                row, f"the id in column {self.id!r} is {found}, expected text or a number; `id: null` numbers the rows"
+            )
+        return str(self._field(row, self.id, value))
 
     def _field(self, row: Row, name: str, value: Any) -> Any:
         try:

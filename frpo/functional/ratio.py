@@ -48,7 +48,7 @@ def clip_ratio(ratio: Tensor, *, clip_low: float, clip_high: float, upper: Tenso
 def token_mean_ratio(
     log_ratios: Tensor, mask: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None
 ) -> Tensor:
-    """``a_i = (1/T_i) sum_t s_it`` with one clipped ratio a token: [..., T] -> [...] (METHOD section 2)."""
+    """``a_i = (1/T_i) sum_t s_it`` with one clipped ratio a token: [..., T] -> [...] (arXiv 2602.08813)."""
     side = None if upper is None else upper.unsqueeze(-1)
     return masked_mean(clip_ratio(exp_ratio(log_ratios), clip_low=clip_low, clip_high=clip_high, upper=side), mask)
 

@@ -1,6 +1,6 @@
 """The inner problem of FRPO: the worst policy within a KL budget, over a sample of rewards.
 
-For rewards r_1..r_G of completions drawn from pi (the empirical distribution of a group), METHOD section 1 (Donsker and
+For rewards r_1..r_G of completions drawn from pi (the empirical distribution of a group), by duality (Donsker and
 Varadhan 1983):
 
     min_Q  E_Q[r] + lambda KL(Q || pi)  =  -lambda log E_pi exp(-r / lambda)         (entropic risk)

@@ -2,7 +2,7 @@
 
 The loss of a batch depends on the policy through one number a sequence, the clipped ratio a_i, and not linearly. Its
 gradient is sum_i (dL/da_i) grad a_i all the same: with the coefficients dL/da_i of the whole batch known, each
-micro-batch adds its own terms, and the sum does not depend on how the batch was cut (METHOD section 2).
+micro-batch adds its own terms, and the sum does not depend on how the batch was cut.
 """
 
 from __future__ import annotations
