@@ -139,9 +139,9 @@ class KLBudget(Schedule):
     """Lambda from a KL budget: the multiplier of ``rho`` nats of drift, solved on the rewards seen last.
 
     Users know how far fine-tuning will move the policy, not a multiplier. Each step solves the dual of the inner
-    problem (frpo.functional.robust) on the last ``window`` groups, where the mean over prompts of the KL is ``rho``, and
-    moves there by ``smoothing`` on a log scale. A group of G rewards cannot show a budget beyond log G; where the budget
-    is out of reach lambda falls towards ``minimum``.
+    problem (frpo.functional.robust) on the last ``window`` groups, where the mean over prompts of the KL is ``rho``,
+    and moves there by ``smoothing`` on a log scale. A group of G rewards cannot show a budget beyond log G; where the
+    budget is out of reach lambda falls towards ``minimum``.
 
     Args:
         rho: budget in nats a completion, > 0.
