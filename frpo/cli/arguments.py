@@ -1,0 +1,92 @@
+"""Splitting a command line into configuration files, overriding options and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from frpo.cli.errors import ConfigError
+from frpo.cli.yaml_files import INCLUDE, Document, load_text, read_with_includes
+
+CONFIG_FLAGS = ("--config", "-c")
+HELP_FLAGS = ("--help", "-h")
+PRINT_FLAG = "--print_config"
+
+
+@dataclass(frozen=True)
+class Option:
+    """``--key value`` on the command line. ``value`` is a mapping or list where the text reads as one, else text."""
+
+    key: str
+    text: str
+    value: Any
+
+    @property
+    def names(self) -> list[str]:
+        """The parts of the dotted key, without the ``+`` that appends to a list."""
+        return self.key.removesuffix("+").split(".")
+
+
+@dataclass
+class Arguments:
+    """A command line taken apart: documents in the order they apply, then options, then what asks for help."""
+
+    documents: list[Document] = field(default_factory=list)
+    options: list[Option] = field(default_factory=list)
+    help: list[str] = field(default_factory=list)
+    print_config: bool = False
+
+    def last_class(self, key: str) -> str | None:
+        """Return the last ``class_path`` given for a top-level ``key``, or None."""
+        values = [document.tree.get(key) for document in self.documents]
+        values += [option.value for option in self.options if option.key in (key, f"{key}.class_path")]
+        paths = [value.get("class_path") if isinstance(value, dict) else value for value in values]
+        return next((path for path in reversed(paths) if isinstance(path, str) and "${" not in path), None)
+
+    def option_args(self) -> list[str]:
+        """The options and requests for help as command line words again."""
+        return [f"--{option.key}={option.text}" for option in self.options] + self.help
+
+
+def split_arguments(args: Sequence[str]) -> Arguments:
+    """Take a command line apart. Files apply before options wherever they stand: the command line overrides all."""
+    found = Arguments()
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        if word == PRINT_FLAG:
+            found.print_config = True
+            continue
+        name, separator, text = word.partition("=")
+        if name in HELP_FLAGS:
+            found.help.append(word)
+            continue
+        if name.endswith(".help"):  # with or without the class to explain
+            about = [] if separator or not words or words[0].startswith("-") else [words.pop(0)]
+            found.help.append("=".join([word, *about]))
+            continue
+        if not separator:
+            text = _value_of(name, words)
+        if name in CONFIG_FLAGS or name == f"--{INCLUDE}":
+            found.documents += read_with_includes(text)
+        elif name.startswith("--"):
+            found.options.append(Option(name[2:], text, _structured(text, name)))
+        else:
+            raise ConfigError(f"got {word!r} on the command line, expected --key value or --config FILE")
+    return found
+
+
+def _value_of(name: str, words: list[str]) -> str:
+    if not name.startswith("-"):
+        raise ConfigError(f"got {name!r} on the command line, expected --key value or --config FILE")
+    if not words or words[0].startswith("--"):
+        raise ConfigError(f"{name} needs a value: {name} VALUE")
+    return words.pop(0)
+
+
+def _structured(text: str, name: str) -> Any:
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    value = load_text(text, name)
+    return value if isinstance(value, dict | list) else text

@@ -1,0 +1,242 @@
+"""Reading a configuration the way the parser will, to say what is wrong with it in the user's words.
+
+What jsonargparse says of a mistake is long and names no neighbour, and some mistakes it takes in silence: an unknown
+key with an empty mapping, ``???``, settings lost when a class is swapped. The checker walks every layer (file by file,
+then option by option) along the constructors' signatures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from frpo.cli.arguments import Arguments
+from frpo.cli.errors import ConfigError, nearest, suggestion
+from frpo.cli.hints import (
+    REQUIRED,
+    Field,
+    class_of,
+    describe,
+    element_of,
+    fields,
+    fits,
+    import_class,
+    is_plain,
+    values_of,
+)
+
+COMMAND_LINE = "command line"
+SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Settings under one key without a ``class_path``; ``reserved`` says of a key why it is not for configurations."""
+
+    accepts: dict[str, Field]
+    reserved: dict[str, str]
+
+
+@dataclass
+class Chosen:
+    """The class chosen at one path so far, what it accepts (None: anything), and which settings were given.
+
+    ``prefix`` is the path of its settings: ``path.init_args``, or ``path`` itself where they stand in ``short`` form.
+    """
+
+    class_path: str
+    target: Callable[..., Any]
+    accepts: dict[str, Field] | None
+    prefix: str
+    short: bool = False
+    given: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Findings:
+    """What the walk found. ``refused`` stops the run; ``explained`` only words a failure of the parser."""
+
+    refused: list[str] = field(default_factory=list)
+    explained: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+
+
+class Checker:
+    """Walks the layers of a configuration in the order they apply.
+
+    ``top`` holds the top-level keys, ``defaults`` the class that stands at a path before the first layer. Afterwards
+    ``references`` holds what was given with a ``${...}`` in it, by path.
+    """
+
+    def __init__(self, top: dict[str, Field], defaults: dict[str, Callable[..., Any]]) -> None:
+        self.top = top
+        self.findings = Findings()
+        self.references = {name: top[name].default for name in top if "${" in str(top[name].default)}
+        self.source = ""
+        self.chosen = {
+            path: Chosen(f"{cls.__module__}.{cls.__qualname__}", cls, fields(cls), f"{path}.init_args")
+            for path, cls in defaults.items()
+        }
+
+    def check(self, arguments: Arguments) -> Findings:
+        """Walk all layers of ``arguments`` and return what was found."""
+        for document in arguments.documents:
+            self._layer(document.source, document.tree)
+        for option in arguments.options:
+            tree: Any = option.value
+            for name in reversed(option.names):
+                tree = {name: tree}
+            self._layer(COMMAND_LINE, tree)
+        for chosen in self.chosen.values():
+            for name, accepted in (chosen.accepts or {}).items():
+                if accepted.default is REQUIRED and name not in chosen.given:
+                    self.findings.explained.append(
+                        f"{chosen.prefix}.{name}: required by {chosen.class_path}, got nothing; "
+                        f"expected {describe(accepted.hint)}"
+                    )
+        return self.findings
+
+    def _layer(self, source: str, tree: dict[str, Any]) -> None:
+        self.source = source
+        self._settings(tree, self.top, "")
+
+    def _say(self, findings: list[str], path: str, text: str) -> None:
+        where = "" if self.source == COMMAND_LINE else f"{self.source}: "
+        findings.append(f"{where}{path}: {text}")
+
+    def _settings(self, tree: dict[Any, Any], accepts: dict[str, Field], prefix: str) -> None:
+        for key, value in tree.items():
+            name = str(key).removesuffix("+")
+            path = f"{prefix}.{name}" if prefix else name
+            if name in accepts:
+                self._value(value, accepts[name], path)
+            else:
+                self._say(self.findings.refused, path, f"unknown key{self._nearby(name, accepts, prefix)}")
+
+    def _nearby(self, name: str, accepts: dict[str, Field], prefix: str) -> str:
+        close = [f"{prefix}.{option}" if prefix else option for option in nearest(name, accepts)]
+        if not close:
+            close = [known for known in self._known() if known.rsplit(".", 1)[-1] == name]
+        return f"; did you mean {' or '.join(close)}?" if close else suggestion(name, accepts)
+
+    def _known(self) -> Iterable[str]:
+        for chosen in self.chosen.values():
+            yield from (f"{chosen.prefix}.{name}" for name in chosen.accepts or ())
+        for path, top in self.top.items():
+            if isinstance(top.hint, Group):
+                yield from (f"{path}.{name}" for name in top.hint.accepts)
+
+    def _value(self, value: Any, accepted: Field, path: str) -> None:
+        hint = accepted.hint
+        self.references.pop(path, None)
+        if isinstance(value, str) and value.strip() == "???":
+            self._say(self.findings.refused, path, "'???' marks a value you must give; write it here")
+        elif isinstance(value, str) and "${" in value:
+            self.references[path] = value
+        elif isinstance(hint, Group):
+            self._group(value, hint, path)
+        elif isinstance(value, dict) and "class_path" not in value and values_of(hint) is not None:
+            for key, item in value.items():
+                self._value(item, Field(values_of(hint), REQUIRED), f"{path}.{key}")
+        elif isinstance(value, list) and element_of(hint) is not None:
+            self._forget(f"{path}[")
+            for index, item in enumerate(value):
+                self._value(item, Field(element_of(hint), REQUIRED), f"{path}[{index}]")
+        elif class_of(hint) and (isinstance(value, dict) or not is_plain(value, hint)):
+            self._class({"class_path": value} if isinstance(value, str) else value, accepted, path)
+        else:
+            self._forget(path)
+            if not fits(value, hint, as_option=self.source == COMMAND_LINE):
+                self._say(self.findings.explained, path, f"got {value!r}, expected {describe(hint)}")
+
+    def _group(self, value: Any, group: Group, path: str) -> None:
+        if not isinstance(value, dict):
+            example = f"{path}: {{{next(iter(group.accepts))}: ...}}"
+            self._say(self.findings.refused, path, f"got {value!r}, expected settings, {example}")
+            return
+        for name, reason in group.reserved.items():
+            if name in value:
+                self._say(self.findings.refused, f"{path}.{name}", reason)
+        self._settings({k: v for k, v in value.items() if k not in group.reserved}, group.accepts, path)
+
+    def _class(self, spec: dict[str, Any], accepted: Field, path: str) -> None:
+        earlier = self.chosen.get(path)
+        named = self._named_class(spec, accepted, path)
+        if named is None:
+            return
+        class_path, target = named
+        found = class_of(accepted.hint)
+        assert found is not None, "only called for hints that name a class"
+        short = dataclasses.is_dataclass(target) or self.source != COMMAND_LINE
+        if earlier is not None:
+            short = earlier.short
+        short = short and "class_path" not in spec and "init_args" not in spec
+        chosen = Chosen(class_path, target, fields(target, found[1]), path if short else f"{path}.init_args", short)
+        if earlier is not None and earlier.target is not target:
+            self._swapped(earlier, chosen, path)
+        elif earlier is not None:
+            chosen.given = earlier.given
+        self.chosen[path] = chosen
+        self._init_args(spec, chosen, path)
+
+    def _named_class(self, spec: dict[str, Any], accepted: Field, path: str) -> tuple[str, Callable[..., Any]] | None:
+        """The class a value is for: the one it names, else the one chosen before, the default's, or the base class."""
+        found = class_of(accepted.hint)
+        assert found is not None, "only called for hints that name a class"
+        base, earlier, class_path = found[0], self.chosen.get(path), spec.get("class_path")
+        if isinstance(class_path, str) and "${" not in class_path:
+            try:
+                return class_path, import_class(class_path, base)
+            except ConfigError as error:
+                self._say(self.findings.explained, f"{path}.class_path", str(error))
+                return None
+        if class_path is not None:
+            return None
+        if earlier is not None:
+            return earlier.class_path, earlier.target
+        default = accepted.default if inspect.isclass(accepted.default) else type(accepted.default)
+        target = default if issubclass(default, base) else base
+        if inspect.isabstract(target):
+            self._say(self.findings.explained, path, f"no class_path is given, expected one of {base.__name__}")
+            return None
+        return f"{target.__module__}.{target.__qualname__}", target
+
+    def _init_args(self, spec: dict[str, Any], chosen: Chosen, path: str) -> None:
+        settings = {} if chosen.short else spec.get("init_args", {})
+        if not isinstance(settings, dict):
+            expected = f"the settings of {chosen.class_path} by name"
+            self._say(self.findings.refused, chosen.prefix, f"got {settings!r}, expected {expected}")
+            return
+        beside = {key: value for key, value in spec.items() if key not in SPEC_KEYS}
+        if not chosen.short and self.source != COMMAND_LINE:
+            for key in beside:
+                text = f"stands beside class_path; write {chosen.prefix}.{key}"
+                self._say(self.findings.explained, f"{path}.{key}", text)
+        settings = {**settings, **beside}
+        chosen.given |= {str(key).removesuffix("+") for key in settings}
+        if chosen.accepts is not None:
+            self._settings(settings, chosen.accepts, chosen.prefix)
+
+    def _swapped(self, earlier: Chosen, chosen: Chosen, path: str) -> None:
+        kept = earlier.given if chosen.accepts is None else earlier.given & set(chosen.accepts)
+        dropped = sorted(earlier.given - kept)
+        chosen.given = set(kept)
+        for name in dropped:
+            self._forget(f"{earlier.prefix}.{name}")
+        if earlier.given:
+            parts = [f"dropped {', '.join(dropped)}"] if dropped else []
+            parts += [f"kept {', '.join(sorted(kept))} as set before"] if kept else []
+            self.findings.warned.append(
+                f"{path}: {self.source} changes the class from {earlier.class_path} to {chosen.class_path}: "
+                + "; ".join(parts)
+            )
+
+    def _forget(self, prefix: str) -> None:
+        """Drop what is known of settings below ``prefix``, which a new value replaces."""
+        for known in (self.chosen, self.references):
+            for path in [path for path in known if path.startswith(prefix)]:
+                if path == prefix or path[len(prefix)] in ".[" or prefix.endswith("["):
+                    known.pop(path)

@@ -1,0 +1,86 @@
+"""``frpo fit``, ``frpo validate`` and ``frpo test``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from frpo.cli.errors import ConfigError
+from frpo.cli.parsing import FrpoCLI
+
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _Started(Callback):
+    """Whether a batch was reached: until then, what is refused is a matter of configuration."""
+
+    def __init__(self) -> None:
+        self.value = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Training has begun."""
+        self.value = True
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Validation has begun."""
+        self.value = True
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """Testing has begun."""
+        self.value = True
+
+
+def fit(args: list[str]) -> int:
+    """Train: ``frpo fit --config RECIPE [--key value ...]``."""
+    cli = FrpoCLI("fit", args)
+    checkpoint = cli.checkpoint()
+    cli.claim_output_dir()
+    cli.record_config()
+    try:
+        with _refusals(cli.trainer):
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:  # Lightning's own exit status for it is 0, as if the run were complete
+        print("frpo fit: terminated; go on from the last checkpoint with --ckpt_path last", file=sys.stderr)
+        return TERMINATED
+    return 0
+
+
+def validate(args: list[str]) -> int:
+    """Evaluate on the validation prompts: ``frpo validate --config CONFIG --ckpt_path last``."""
+    evaluate("validate", args)
+    return 0
+
+
+def test(args: list[str]) -> int:
+    """Evaluate on the test prompts: ``frpo test --config CONFIG --ckpt_path last``."""
+    evaluate("test", args)
+    return 0
+
+
+def evaluate(command: str, args: list[str], verbose: bool = True) -> Mapping[str, float]:
+    """Run ``validate`` or ``test`` on a command line and return the metrics by name; ``verbose`` prints them."""
+    cli = FrpoCLI(command, args)
+    checkpoint = cli.checkpoint()
+    run = cli.trainer.validate if command == "validate" else cli.trainer.test
+    with _refusals(cli.trainer):
+        results = run(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True, verbose=verbose)
+    return {name: value for result in results for name, value in result.items()}
+
+
+@contextmanager
+def _refusals(trainer: Any) -> Iterator[None]:
+    """Turn what is refused before the first batch into a :class:`ConfigError`; later errors keep their traceback."""
+    started = _Started()
+    trainer.callbacks.append(started)
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+        if started.value:
+            raise
+        raise ConfigError(str(error)) from error
