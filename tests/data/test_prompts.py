@@ -367,7 +367,7 @@ def test_precisions_that_convert_batches_are_refused(tmp_path: Path, precision: 
         fit(tmp_path, PromptDataModule(train=Listed(4), batch_size=2), max_epochs=1, precision=precision)
 
 
-@pytest.mark.parametrize("name", ["frpo_parquet", "frpo_jsonl"])
+@pytest.mark.parametrize("name", ["frpo_parquet"])
 def test_the_shipped_fragments_read_the_published_layout(tmp_path: Path, shared_data: Path, name: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PromptDataModule, "data")
