@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 _SECONDS = "train/seconds_"
@@ -87,7 +88,9 @@ class Progress(TQDMProgressBar):
             for name, value in metrics.items()
             if name.startswith(f"{stage}/")
         ]
-        self._line(" | ".join([f"{stage} at step {trainer.global_step}", *fields]))
+        # Outside of fit the step is 0, whatever checkpoint is evaluated.
+        when = f" at step {trainer.global_step}" if trainer.state.fn == TrainerFn.FITTING else ""
+        self._line(" | ".join([f"{stage}{when}", *fields]))
 
     def _line(self, text: str) -> None:
         if self._plain:

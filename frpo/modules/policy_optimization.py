@@ -197,9 +197,9 @@ class PolicyOptimization(L.LightningModule):
         with self._phase("reward"):
             scored = self._score(rollout)
         with self._phase("update"):
-            scored = self._update(scored, self.kl.coefficient(step, self._lam))
+            scored, kl = self._update(scored, self.kl.coefficient(step, self._lam))
         self.last_step = StepRecord("train", step, scored)
-        self._finish_step(scored)
+        self._finish_step(scored, kl)
 
     def _sample(self, prompts: PromptBatch, stage: Stage) -> RolloutBatch:
         training = stage == "train"
@@ -222,14 +222,18 @@ class PolicyOptimization(L.LightningModule):
             rank_zero_warn(warning)
         return scored
 
-    def _update(self, scored: ScoredBatch, beta: float) -> ScoredBatch:
-        """Take ``epochs_per_rollout`` optimiser steps on one rollout; return it with its on-policy weights."""
+    def _update(self, scored: ScoredBatch, beta: float) -> tuple[ScoredBatch, float]:
+        """Take ``epochs_per_rollout`` optimiser steps on one rollout; return it with its weights, and the KL before.
+
+        The weights are the on-policy ones; the KL is in nats a token, over all ranks.
+        """
         rollout, rewards, members = scored.rollout, scored.rewards, scored.reward_mask
         gradient = GroupGradient(self.objective, self._token_pass(self.sampler), self.micro_batch_size)
         groups = self._mean_over_ranks((members.sum(-1) >= 2).sum().float())
         upper = self.objective.upper_side(rewards, members)
         weights: Tensor | None = None
         old_logps: Tensor | None = None
+        kl_before = 0.0
         for epoch in range(self.epochs_per_rollout):
             ratios = None if old_logps is None else gradient.ratios(rollout, old_logps, upper)
             coefficients = self.objective.coefficients(rewards, members, ratios, groups)
@@ -239,13 +243,14 @@ class PolicyOptimization(L.LightningModule):
             )
             if epoch == 0:
                 weights, old_logps = coefficients, logps
+                kl_before = self._mean_over_ranks(masked_mean(kl, rollout.mask).mean()).item()
                 self._self_check(rollout, logps, kl)
                 self._record(scored, kl, beta)
             elif old_logps is not None:
                 share = self.objective.clipped_share(logps, rollout.mask, old_logps=old_logps)
                 self.train_averages.update("clipped", share)
             self._optimizer_step()
-        return replace(scored, weights=weights)
+        return replace(scored, weights=weights), kl_before
 
     def _token_pass(self, sampler: Sampler) -> TokenPass:
         return TokenPass(self.policy_model, self.reference, self.reference_model, sampler, self.kl)
@@ -310,15 +315,18 @@ class PolicyOptimization(L.LightningModule):
         if self._lam is not None:
             averages.update("lambda", self._lam)
 
-    def _finish_step(self, scored: ScoredBatch) -> None:
-        """Log the averages of the step over all ranks, and let the schedules see it."""
-        values = self.train_averages.compute()
+    def _finish_step(self, scored: ScoredBatch, kl: float) -> None:
+        """Let the schedules see the step on all ranks; log the averages since the last time metrics were logged."""
         rewards, members = (self._all_ranks(x) for x in (scored.rewards, scored.reward_mask))
         for schedule in self.schedules().values():
-            schedule.observe(kl=values.get("kl", 0.0), rewards=rewards, reward_mask=members)
-        for name, value in values.items():
-            self.log(f"train/{name}", value, prog_bar=name in SHOWN, rank_zero_only=True)
-        self.train_averages.reset()
+            schedule.observe(kl=kl, rewards=rewards, reward_mask=members)
+        rollouts = self.trainer.fit_loop.total_batch_idx + 1
+        due = rollouts % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if due or rollouts == 1:  # the first is shown at once
+            for name, value in self.train_averages.compute().items():
+                self.log(f"train/{name}", value, prog_bar=name in SHOWN, rank_zero_only=True)
+        if due:
+            self.train_averages.reset()
 
     def _all_ranks(self, rows: Tensor) -> Tensor:
         gathered: Any = self.all_gather(rows)

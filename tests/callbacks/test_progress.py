@@ -34,7 +34,7 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch):
     assert lines[1].startswith("step 1/50 | reward 0.55 | kl 0.03 | loss 0.25 | ess 1.5 | rollout 0.5s | ")
     assert lines[1].endswith(" s/rollout")
     assert [line.split(" |")[0] for line in lines[2:]] == [
-        "step 3/50", "step 6/50", "val at step 7", "test at step 7",
+        "step 3/50", "step 6/50", "val at step 7", "test",
     ]  # fmt: skip
     assert lines[-2] == "val at step 7 | reward 0.55"
 

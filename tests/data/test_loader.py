@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_models import build_tokenizer
 
 from frpo.data.encoding import EncodedPrompt, collate, encode
 from frpo.data.loader import EvaluationLoader, PromptLoader, evaluation_slices, permutation

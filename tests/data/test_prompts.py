@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import build_tokenizer
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
+from toy_models import build_tokenizer
 
 from frpo.data.prompts import PromptDataModule
 from frpo.data.sources import FileSource, PromptSource

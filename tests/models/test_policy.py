@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHAT_TEMPLATE
+from toy_models import CHAT_TEMPLATE
 
 from frpo.models.policy import LoRA, Policy, trainable_names
 from frpo.models.reference import FrozenCopy, NamedAdapter

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 import runs
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from frpo.estimators import Jackknife, Naive
 from frpo.functional.kl import k3
@@ -223,6 +225,20 @@ def test_metrics_by_task_and_validation(model_dir: Path, tmp_path: Path) -> None
     assert validated["val/reward"] == pytest.approx((validated["val/reward/even"] + validated["val/reward/odd"]) / 2)
     assert validated["val/worst_case_reward"] < validated["val/reward"]
     assert trainer.validate(model, datamodule=runs.data(val=6), verbose=False) == [validated]
+
+
+def test_metrics_are_averages_since_they_were_last_logged(model_dir: Path, tmp_path: Path) -> None:
+    logged = {}
+    for every in (1, 3):
+        logger = CSVLogger(tmp_path, name=str(every))
+        fit(runs.module(model_dir), tmp_path, max_steps=6, logger=logger, log_every_n_steps=every)
+        with open(Path(logger.log_dir) / "metrics.csv") as file:
+            logged[every] = [{k: float(row[k]) for k in ("train/reward", "train/kl")} for row in csv.DictReader(file)]
+    assert len(logged[1]) == 6
+    for i, row in enumerate(logged[3]):
+        three = logged[1][3 * i : 3 * i + 3]
+        assert row == pytest.approx({name: sum(r[name] for r in three) / 3 for name in row}, rel=1e-5)
+    assert len(logged[3]) == 2
 
 
 def test_failed_judgements_leave_their_group(model_dir: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_tokenizer
+from toy_models import build_tokenizer
 from transformers import AutoModelForCausalLM
 
 from frpo.functional.truncation import truncate
