@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Status = Literal["value", "abstain", "failed"]
+Stage = Literal["train", "val", "test"]
 Messages = tuple[Mapping[str, str], ...]
 
 
@@ -215,6 +216,15 @@ class ScoredBatch:
             }
             for i, (completion, judgement) in enumerate(zip(self.rollout.completions(), self.judgements, strict=True))
         ]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What the last step saw: its stage, the optimiser step at which its rollout was drawn, and the scored rollout."""
+
+    stage: Stage
+    step: int
+    scored: ScoredBatch
 
 
 def _shape(name: str, tensor: Tensor, expected: Sequence[int | None], dtype: torch.dtype | None = None) -> None:

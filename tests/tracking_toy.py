@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from frpo.types import Judgement, Prompt, PromptBatch, RolloutBatch, ScoredBatch
+from frpo.types import Judgement, Prompt, PromptBatch, RolloutBatch, ScoredBatch, StepRecord
 
 GROUP = 2
 TOKENS = 3
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    step: int
-    stage: str
-    scored: ScoredBatch
 
 
 def scored_batch(positions: list[int], bias: float = 0.0) -> ScoredBatch:

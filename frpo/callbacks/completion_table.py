@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -13,23 +13,7 @@ from frpo.tracking.completions import FOLDER, Parts, Row
 from frpo.tracking.durable import free_name, write_whole
 from frpo.tracking.redaction import redact_text
 from frpo.tracking.tracker import MLflowTracker
-from frpo.types import ScoredBatch
-
-
-class StepRecord(Protocol):
-    """What a module leaves in ``last_step`` after a training, validation or test step."""
-
-    @property
-    def step(self) -> int:
-        """``global_step`` when the completions were drawn, before the updates they led to."""
-
-    @property
-    def stage(self) -> str:
-        """``train``, ``val`` or ``test``."""
-
-    @property
-    def scored(self) -> ScoredBatch:
-        """The completions with their rewards and weights."""
+from frpo.types import StepRecord
 
 
 class CompletionTable(Callback):

@@ -7,7 +7,6 @@ the hyperparameters in a checkpoint would override the configuration.
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import tempfile
 from argparse import ArgumentError
@@ -169,19 +168,18 @@ class FrpoCLI(LightningCLI):
         if not recorders:
             write_whole(self.output_dir / CONFIG_FILE, redact_config(self.config_text()))
 
-    @rank_zero_only
-    def claim_output_dir(self) -> None:
-        """Refuse to mix a new run with the checkpoints of an earlier one."""
+    def earlier_checkpoints(self) -> list[Path]:
+        """The checkpoints of an earlier run in the way of this one; refused unless ``overwrite`` is set."""
         taken = sorted(file for folder in self._checkpoint_folders() for file in folder.glob("*.ckpt"))
-        if taken and self.config.ckpt_path is None:
-            if not self.config.overwrite:
-                raise ConfigError(
-                    f"output_dir: {self.output_dir} holds the checkpoints of a run ({taken[0].name}); go on with it by "
-                    "--ckpt_path last, write elsewhere by --name NAME or --output_dir DIR, or replace it by "
-                    "--overwrite true"
-                )
-            for folder in {file.parent for file in taken}:
-                shutil.rmtree(folder)
+        if self.config.ckpt_path is not None:
+            return []
+        if taken and not self.config.overwrite:
+            raise ConfigError(
+                f"output_dir: {self.output_dir} holds the checkpoints of a run ({taken[0].name}); go on with it by "
+                "--ckpt_path last, write elsewhere by --name NAME or --output_dir DIR, or replace it by "
+                "--overwrite true"
+            )
+        return taken
 
 
 def _chosen_class(arguments: Arguments, key: str, base: type, default: type) -> Callable[..., Any]:

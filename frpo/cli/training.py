@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from frpo.cli.errors import ConfigError
 from frpo.cli.parsing import FrpoCLI
@@ -36,11 +39,27 @@ class _Started(Callback):
         self.value = True
 
 
+class _Replace(Callback):
+    """Removes the checkpoints of the run that this one replaces, once nothing stands in its way any more."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    @rank_zero_only
+    def on_train_start(self, *_: Any) -> None:
+        """Everything was checked and loaded."""
+        for file in self.files:
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
+
+
 def fit(args: list[str]) -> int:
     """Train: ``frpo fit --config RECIPE [--key value ...]``."""
     cli = FrpoCLI("fit", args)
     checkpoint = cli.checkpoint()
-    cli.claim_output_dir()
+    cli.trainer.callbacks.append(_Replace(cli.earlier_checkpoints()))  # type: ignore[attr-defined]
     cli.record_config()
     try:
         with _refusals(cli.trainer):

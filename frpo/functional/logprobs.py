@@ -54,5 +54,5 @@ def _wide(x: Tensor) -> Tensor:
 def _chunked(function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> Tensor:
     pieces = zip(first.split(CHUNK), second.split(CHUNK), strict=True)
     if first.requires_grad and torch.is_grad_enabled():
-        return torch.cat([checkpoint(function, a, b, use_reentrant=False) for a, b in pieces])
+        return torch.cat([checkpoint(function, a, b, use_reentrant=False, preserve_rng_state=False) for a, b in pieces])
     return torch.cat([function(a, b) for a, b in pieces])

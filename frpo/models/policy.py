@@ -66,6 +66,7 @@ class Policy:
         adapter: a :class:`LoRA`, or null to train every weight.
         dtype: of the weights: float32, bfloat16, float16, float64. An adapter's own are float32 or wider.
         revision: of the hub repository.
+        pad_token: for a tokenizer without one: a token of its vocabulary, ``<unk>`` or the end-of-sequence token say.
         chat_template: a Jinja template, or the path of one, in place of the tokenizer's own.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         trust_remote_code: run modelling code that comes with the weights. Off unless you trust its author.
@@ -78,6 +79,7 @@ class Policy:
         adapter: LoRA | None = None,
         dtype: str = "float32",
         revision: str | None = None,
+        pad_token: str | None = None,
         chat_template: str | None = None,
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
@@ -86,7 +88,8 @@ class Policy:
         if dtype not in DTYPES:
             raise ValueError(f"Policy.dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
         self.path, self.adapter, self.dtype, self.revision = path, adapter, dtype, revision
-        self.chat_template, self.gradient_checkpointing = chat_template, gradient_checkpointing
+        self.pad_token, self.chat_template = pad_token, chat_template
+        self.gradient_checkpointing = gradient_checkpointing
         self.trust_remote_code, self.attn_implementation = trust_remote_code, attn_implementation
 
     def description(self) -> dict[str, Any]:
@@ -114,10 +117,18 @@ class Policy:
                 f"the tokenizer of {self.path!r} has no end-of-sequence token, so a completion could never end; set "
                 "`eos_token` in its tokenizer_config.json"
             )
+        if self.pad_token is not None:
+            if self.pad_token not in tokenizer.get_vocab():
+                raise ValueError(
+                    f"Policy.pad_token: got {self.pad_token!r}, which is not in the vocabulary of {self.path!r}; name "
+                    'a token that is, such as "<unk>" or the end-of-sequence token'
+                )
+            tokenizer.pad_token = self.pad_token
         if tokenizer.pad_token_id is None:
             raise ValueError(
-                f"the tokenizer of {self.path!r} has no padding token, expected one distinct from the end-of-sequence "
-                'token; set `pad_token` in its tokenizer_config.json (an unused token such as "<unk>" will do)'
+                f"the tokenizer of {self.path!r} has no padding token, which batches are filled with; name one by "
+                'policy.init_args.pad_token ("<unk>" or the end-of-sequence token will do), or set `pad_token` in its '
+                "tokenizer_config.json"
             )
         tokenizer.padding_side = "left"
         if self.chat_template is not None:
@@ -136,6 +147,7 @@ class Policy:
         if self.adapter is not None:
             model.requires_grad_(False)
             model = self.adapter.attach(model)
+            disable_dropout(model)
             # PEFT does not take over the revision of the base, and an adapter would then name its newest.
             model.active_peft_config.revision = self.revision
         if self.gradient_checkpointing:
@@ -170,7 +182,7 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout", "layerdrop"):
+        for name in ("attention_dropout", "hidden_dropout", "activation_dropout", "dropout", "layerdrop"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from frpo.models.policy import Policy
+from frpo.models.policy import Policy, disable_dropout
 
 REFERENCE_ADAPTER = "reference"
 
@@ -98,6 +98,7 @@ class NamedAdapter(Reference):
                 "(adapter_config.json and adapter_model.safetensors)"
             )
         model.load_adapter(self.path, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
+        disable_dropout(model)
         return None
 
     @contextmanager

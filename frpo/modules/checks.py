@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from frpo.models.policy import trainable_names
@@ -44,6 +45,15 @@ def check_configuration(module: PolicyOptimization) -> None:
         raise ValueError(
             f"PolicyOptimization.lr_schedule is a factor on the learning rate and must be >= 0, got values down to "
             f"{module.lr_schedule.lower_bound()}"
+        )
+    if module.on_reward_error not in ("raise", "failed"):
+        raise ValueError(
+            f"PolicyOptimization.on_reward_error: got {module.on_reward_error!r}, expected raise or failed"
+        )
+    if module.policy.adapter is None and module.policy.dtype in ("bfloat16", "float16"):
+        rank_zero_warn(
+            f"every weight of the policy trains in {module.policy.dtype}, where small updates are rounded away: write "
+            "policy.init_args.dtype: float32 with trainer.precision: bf16-mixed, or give the policy an adapter"
         )
     _check_sampler(module)
     if module.reference is None and not module.kl.is_off:
@@ -91,6 +101,11 @@ def check_run(module: PolicyOptimization) -> None:
             "Trainer.precision: got 16-mixed, whose loss scaling does not fit several backward passes a step; write "
             "bf16-mixed"
         )
+    check_positions(module)
+
+
+def check_positions(module: PolicyOptimization) -> None:
+    """Refuse prompts and completions that together are longer than the model has positions for."""
     limit = getattr(module.policy_model.config, "max_position_embeddings", None)
     prompt = getattr(getattr(module.trainer, "datamodule", None), "max_prompt_length", 0)
     longest = max(module.sampler.max_new_tokens, module.val_sampler.max_new_tokens)
@@ -122,6 +137,15 @@ def check_loss(loss: Tensor, rollout: RolloutBatch, rows: Tensor) -> None:
         raise FloatingPointError(
             f"the loss of a micro-batch with prompt(s) {named} is {loss.item()}: the model's logits are not finite; "
             "the weights were not changed. Lower the learning rate, or use precision bf16-mixed or 32-true"
+        )
+
+
+def check_gradient(norm: Tensor) -> None:
+    """Raise where the norm of the gradient over all trainable weights is not finite."""
+    if not bool(torch.isfinite(norm)):
+        raise FloatingPointError(
+            f"the gradient norm is {norm.item()} though the loss is finite; the weights were not changed. Lower the "
+            "learning rate, or use precision bf16-mixed or 32-true"
         )
 
 
@@ -167,9 +191,26 @@ def check_checkpoint(checkpoint: dict[str, Any], module: PolicyOptimization) -> 
             f"first {name}: got {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}. Resume with "
             "the policy and adapter of the run that wrote it (its config.yaml)"
         )
+    _check_same_policy(checkpoint["frpo"].get("policy"), module.policy.description())
     missing = sorted(module.schedules().keys() ^ checkpoint["frpo"]["schedules"].keys())
     if missing:
         raise ValueError(
             f"the checkpoint has schedules {sorted(checkpoint['frpo']['schedules'])}, this configuration "
             f"{sorted(module.schedules())}; resume with the configuration of the run"
         )
+
+
+def _check_same_policy(saved: dict[str, Any] | None, present: dict[str, Any]) -> None:
+    """Weights that fit may still belong to another function: another base, or another scale of the adapter."""
+    if saved is None:
+        return
+    before, now = (policy["init_args"].get("adapter") or {} for policy in (saved, present))
+    if any(before.get(key) != now.get(key) for key in ("r", "alpha", "target_modules")):
+        raise ValueError(
+            f"the checkpoint was trained with the adapter {before}, this configuration has {now}; resume with the "
+            "adapter of the run"
+        )
+    for key in ("path", "revision"):
+        old, new = saved["init_args"].get(key), present["init_args"].get(key)
+        if old != new:
+            rank_zero_warn(f"the checkpoint was trained on policy {key} {old!r}, this run continues on {new!r}")

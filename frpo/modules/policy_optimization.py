@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -25,28 +26,19 @@ from frpo.modules import checks
 from frpo.modules.averages import Averages
 from frpo.modules.group_gradient import GroupGradient, TokenPass
 from frpo.modules.micro_batches import micro_batches
-from frpo.modules.recording import NAMES, record_kl, record_scored
+from frpo.modules.recording import NAMES, record_kl, record_objective, record_scored
 from frpo.objectives import FRPO, Objective
 from frpo.penalty import KLPenalty
 from frpo.rewards.base import Reward
 from frpo.rewards.scoring import JudgementCounts, TwoValuedWatch, check_failure_rate, count_judgements, score
 from frpo.rollouts.sampler import Sampler
 from frpo.schedules import Constant, Schedule
-from frpo.types import PromptBatch, RolloutBatch, ScoredBatch
+from frpo.types import PromptBatch, RolloutBatch, ScoredBatch, Stage, StepRecord
 
-Stage = Literal["train", "val", "test"]
 # Each stage draws its sampling noise from a stream of its own.
 STREAMS: dict[Stage, int] = {"train": 0, "val": 1, "test": 2}
+EXACT_KL = KLPenalty(beta=0.0, estimator="full", logged="full")
 SHOWN = ("reward", "kl", "loss", "ess")
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What the last step saw: ``stage``, the optimiser step at which its rollout was drawn, and the scored rollout."""
-
-    stage: Stage
-    step: int
-    scored: ScoredBatch
 
 
 class PolicyOptimization(L.LightningModule):
@@ -145,7 +137,7 @@ class PolicyOptimization(L.LightningModule):
         """Load policy and reference; a fresh adapter's weights are a function of the seed."""
         if self.policy_model is not None:
             return
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.policy_model = self.policy.load()
             if self.reference is not None:
@@ -165,6 +157,7 @@ class PolicyOptimization(L.LightningModule):
 
     def on_validation_start(self) -> None:
         """Build the reward where no fit did, and start the averages afresh."""
+        checks.check_positions(self)
         self._build_reward()
         self.eval_averages.reset()
 
@@ -267,7 +260,9 @@ class PolicyOptimization(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.lr_schedule.value(self.global_step)
         gradients = [p.grad for p in self.policy_model.parameters() if p.grad is not None]
-        self.train_averages.update("grad_norm", torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        checks.check_gradient(norm)
+        self.train_averages.update("grad_norm", norm)
         self.train_averages.update("lr", optimizer.param_groups[0]["lr"])
         if self.max_grad_norm is not None:
             self.clip_gradients(optimizer, self.max_grad_norm, "norm")
@@ -299,18 +294,16 @@ class PolicyOptimization(L.LightningModule):
     def _phase(self, name: str) -> Iterator[None]:
         start = perf_counter()
         yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.train_averages.update(f"seconds_{name}", perf_counter() - start)
 
     def _record(self, scored: ScoredBatch, kl: Tensor, beta: float) -> None:
-        averages, rewards, members = self.train_averages, scored.rewards, scored.reward_mask
+        averages = self.train_averages
         record_scored(averages, scored, self.rho)
+        record_objective(averages, scored, self.objective)
         if self.reference is not None:
             record_kl(averages, kl, scored.rollout.mask)
-        losses, kept = self.objective.group_losses(torch.ones_like(rewards), rewards, members)
-        averages.update("loss", losses, kept)
-        averages.update("dropped_groups", ~kept)
-        for name, values in self.objective.group_metrics(rewards, members).items():
-            averages.update(name, values)
         averages.update("beta", beta)
         if self._lam is not None:
             averages.update("lambda", self._lam)
@@ -325,6 +318,8 @@ class PolicyOptimization(L.LightningModule):
         if due or rollouts == 1:  # the first is shown at once
             for name, value in self.train_averages.compute().items():
                 self.log(f"train/{name}", value, prog_bar=name in SHOWN, rank_zero_only=True)
+            # The axis of metrics is the optimiser step of the rollout, as in the completion table.
+            self.log("step", float(self.last_step.step if self.last_step else 0), rank_zero_only=True)
         if due:
             self.train_averages.reset()
 
@@ -355,7 +350,8 @@ class PolicyOptimization(L.LightningModule):
         scored = self._score(rollout)
         record_scored(self.eval_averages, scored, self.rho)
         if self.reference is not None:
-            token_pass = self._token_pass(self.sampler)
+            # Exact over the vocabulary: a sampled estimate would be one of the training sampler's distribution only.
+            token_pass = replace(self._token_pass(self.sampler), kl=EXACT_KL)
             for batch in micro_batches(rollout, self.micro_batch_size):
                 record_kl(self.eval_averages, token_pass(batch, with_reference=True).kl_logged, batch.mask)
         self.last_step = StepRecord(stage, self.global_step, scored)
@@ -363,6 +359,8 @@ class PolicyOptimization(L.LightningModule):
     def _log_evaluation(self, stage: Stage) -> None:
         for name, value in self.eval_averages.compute().items():
             self.log(f"{stage}/{name}", value, rank_zero_only=True)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.global_step), rank_zero_only=True)
 
     # Checkpoints
 
@@ -374,13 +372,18 @@ class PolicyOptimization(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the schedules, and the policy's description for a later export."""
         schedules = {name: schedule.state_dict() for name, schedule in self.schedules().items()}
-        checkpoint["frpo"] = {"schedules": schedules, "policy": self.policy.description()}
+        averages = {"total": self.train_averages.total.tolist(), "count": self.train_averages.count.tolist()}
+        checkpoint["frpo"] = {"schedules": schedules, "policy": self.policy.description(), "averages": averages}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; continue the schedules."""
         checks.check_checkpoint(checkpoint, self)
         for name, schedule in self.schedules().items():
             schedule.load_state_dict(checkpoint["frpo"]["schedules"][name])
+        if self.global_rank == 0:
+            for name, values in checkpoint["frpo"]["averages"].items():
+                if len(values) == len(self.train_averages.names):  # else the tasks are other ones: begin afresh
+                    setattr(self.train_averages, name, torch.tensor(values, device=self.train_averages.total.device))
 
     def schedules(self) -> dict[str, Schedule]:
         """The schedules in use, by what they set."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from frpo.functional.masked import masked_mean
 from frpo.functional.robust import worst_case_reward
 from frpo.modules.averages import Averages
+from frpo.objectives import Objective
 from frpo.types import ScoredBatch
 
 NAMES = (
@@ -20,11 +23,13 @@ NAMES = (
 def record_scored(averages: Averages, scored: ScoredBatch, rho: float) -> None:
     """Rewards over the completions that have one (all, and by task); the rest over all completions.
 
-    ``worst_case_reward`` is over the prompts with a reward: the least mean reward within ``rho`` nats of the group.
+    ``worst_case_reward`` is over the prompts with a reward: the least mean reward within ``rho`` nats of the group. It
+    is left out where ``rho`` is beyond log G, which a group of G cannot show.
     """
     rewards, mask = scored.rewards, scored.reward_mask
     averages.update("reward", rewards, mask)
-    averages.update("worst_case_reward", worst_case_reward(rewards, rho, mask), mask.any(-1))
+    if rho < math.log(rewards.shape[-1]):
+        averages.update("worst_case_reward", worst_case_reward(rewards, rho, mask), mask.any(-1))
     averages.update("length", scored.rollout.lengths)
     averages.update("truncated", scored.rollout.truncated)
     for status, name in (("failed", "failed"), ("abstain", "abstained")):
@@ -35,6 +40,16 @@ def record_scored(averages: Averages, scored: ScoredBatch, rho: float) -> None:
         if kind == "reward" and task:
             rows = torch.tensor([t == task for t in tasks], device=mask.device).unsqueeze(-1)
             averages.update(name, rewards, mask & rows)
+
+
+def record_objective(averages: Averages, scored: ScoredBatch, objective: Objective) -> None:
+    """Over the groups with at least 2 rewards: the on-policy loss without the KL term, and the group diagnostics."""
+    rewards, members = scored.rewards, scored.reward_mask
+    losses, kept = objective.group_losses(torch.ones_like(rewards), rewards, members)
+    averages.update("loss", losses, kept)
+    averages.update("dropped_groups", ~kept)
+    for name, values in objective.group_metrics(rewards, members).items():
+        averages.update(name, values)
 
 
 def record_kl(averages: Averages, kl: Tensor, mask: Tensor) -> None:

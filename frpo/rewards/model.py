@@ -124,7 +124,12 @@ class RewardModel(Reward):
                 f"{self.path!r}"
             )
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            self.path, config=config, dtype=_DTYPES[self.dtype], output_loading_info=True, **source
+            self.path,
+            config=config,
+            dtype=_DTYPES[self.dtype],
+            output_loading_info=True,
+            use_safetensors=True,
+            **source,
         )
         if report["missing_keys"]:
             raise ValueError(

@@ -58,6 +58,14 @@ class InProcessSampler(Sampler):
         finally:
             model.train(was_training)
         ids, mask, logps = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        broken = ~torch.isfinite(logps).all(-1).all(-1)
+        if broken.any():
+            named = ", ".join(prompts.prompts[i].id for i in broken.nonzero().flatten().tolist())
+            raise FloatingPointError(
+                f"the model's logits for prompt(s) {named} are not finite while sampling: its weights or activations "
+                "have overflowed. Go on from an earlier checkpoint with a lower learning rate, or use bf16-mixed or "
+                "32-true"
+            )
         longest = max(1, int(mask.sum(-1).max()))
         ids, mask, logps = ids[..., :longest], mask[..., :longest], logps[..., :longest]
         ids = ids.masked_fill(~mask, tokenizer.pad_token_id)
@@ -130,6 +138,7 @@ class InProcessSampler(Sampler):
             # Strictly below the total, so that a token of probability 0 is never reached.
             target = torch.minimum(noise * cdf[:, -1], torch.nextafter(cdf[:, -1], torch.zeros_like(noise)))
             token = torch.searchsorted(cdf, target.unsqueeze(-1), right=True).squeeze(-1)
+            token = token.clamp(max=cdf.shape[-1] - 1)  # beyond it where logits are NaN, which sample() reports
         return token, logp.gather(-1, token.unsqueeze(-1)).squeeze(-1)
 
 

@@ -157,7 +157,7 @@ def test_a_reason_that_quotes_an_address_loses_its_secret(tmp_path):
     scored = scored_batch([0])
     judgement = type(scored.judgements[0]).failed("401 from https://u:planted@judge/v1?token=planted")
     object.__setattr__(scored, "judgements", (judgement, judgement))
-    module = SimpleNamespace(last_step=StepRecord(0, "train", scored))
+    module = SimpleNamespace(last_step=StepRecord("train", 0, scored))
     table._write(SimpleNamespace(global_rank=0, state=SimpleNamespace(fn="fit")), module)
     assert "planted" not in (tmp_path / "completions" / "part-00000-00000.jsonl").read_text()
     assert next(iter(read_completions(tmp_path)))["reward"] is None

@@ -104,9 +104,11 @@ def test_a_second_run_into_the_same_folder_is_refused_unless_it_may_replace_the_
     message = refused()
     assert "output_dir: outputs/small holds the checkpoints of a run" in message
     assert all(way in message for way in ("--ckpt_path last", "--name", "--output_dir", "--overwrite true"))
+    (folder / "outputs/small/checkpoints/notes.txt").write_text("mine")
     assert frpo(*RUN, "--overwrite", "true", "--trainer.max_steps", "2")[0] == 0
     assert sorted(file.name for file in (folder / "outputs/small/checkpoints").iterdir()) == [
         "last.ckpt",
+        "notes.txt",
         "step=000002.ckpt",
     ]
 

@@ -43,6 +43,27 @@ def test_dropout_is_off(model_dir: Path, tmp_path: Path) -> None:
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
+def test_dropout_of_a_loaded_adapter_is_off(model_dir: Path, tmp_path: Path) -> None:
+    import peft
+
+    config = peft.LoraConfig(r=2, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False)
+    peft.get_peft_model(Policy(str(model_dir)).load_base(), config).save_pretrained(tmp_path / "adapter")
+    policy = Policy(str(model_dir), adapter=LoRA(path=str(tmp_path / "adapter")))
+    model = policy.load()
+    NamedAdapter(str(tmp_path / "adapter")).load(policy, model)
+    ids = torch.tensor([[3, 7, 8, 4]])
+    for name in ("default", "reference"):
+        model.set_adapter(name)
+        assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
+
+
+def test_a_padding_token_is_named_where_there_is_none(model_dir: Path, tmp_path: Path) -> None:
+    copy = changed_tokenizer(model_dir, tmp_path, pad_token=None)
+    assert Policy(str(copy), pad_token="<unk>").tokenizer.pad_token_id == 2
+    with pytest.raises(ValueError, match="pad_token: got '<nope>'"):
+        _ = Policy(str(copy), pad_token="<nope>").tokenizer
+
+
 def test_dtype_and_chat_template(model_dir: Path, tmp_path: Path) -> None:
     assert Policy(str(model_dir), dtype="bfloat16").load().dtype == torch.bfloat16
     given = Policy(str(model_dir), chat_template="{{ messages[0]['content'] }}").tokenizer

@@ -285,9 +285,56 @@ def test_a_loss_that_is_not_finite_names_its_prompts(model_dir: Path, tmp_path: 
         fit(model, tmp_path, callbacks=[Break()])
 
 
+def test_a_gradient_that_is_not_finite_changes_no_weight(model_dir: Path, tmp_path: Path) -> None:
+    model = runs.full(model_dir)
+
+    class Break(runs.L.Callback):
+        def on_after_backward(self, trainer, module) -> None:
+            next(p for p in module.policy_model.parameters() if p.grad is not None).grad.fill_(float("inf"))
+
+    with pytest.raises(FloatingPointError, match="gradient norm is inf"):
+        fit(model, tmp_path, callbacks=[Break()])
+    assert difference(runs.weights(model), runs.weights(moved_nowhere(model_dir))) == 0
+
+
+def test_weights_that_are_not_finite_are_reported_while_sampling(model_dir: Path, tmp_path: Path) -> None:
+    class Break(runs.L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+            module.policy_model.get_output_embeddings().weight.data.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match=r"prompt\(s\) \d+.*while sampling"):
+        fit(runs.full(model_dir), tmp_path, callbacks=[Break()])
+
+
+def test_validation_kl_is_exact_whatever_samples(model_dir: Path, tmp_path: Path) -> None:
+    """Greedy completions give no sampled estimate of a KL; the exact one needs none."""
+    model = runs.full(model_dir, val_sampler=InProcessSampler(max_new_tokens=6, temperature=0), val_group_size=1)
+    trainer = fit(model, tmp_path)
+    (metrics,) = trainer.validate(model, datamodule=runs.data(val=4), verbose=False)
+    rollout = model.last_step.scored.rollout
+    (batch,) = micro_batches(rollout, 100)
+    with torch.no_grad():
+        p, q = (completion_logits(m, batch).log_softmax(-1) for m in (model.policy_model, model.reference_model))
+    expected = masked_mean((p.exp() * (p - q)).sum(-1), batch.mask).mean().item()
+    assert metrics["val/kl"] == pytest.approx(expected, rel=1e-5)
+    assert expected > 1e-3
+    assert "val/worst_case_reward" not in metrics, "a group of one shows no worst case"
+
+
+def test_metrics_stand_at_the_optimiser_step_of_their_rollout(model_dir: Path, tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    model = runs.full(model_dir, epochs_per_rollout=2)
+    fit(model, tmp_path, runs.data(val=4), max_steps=6, logger=logger, val_check_interval=3)
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["train/reward"]] == ["0", "2", "4"]
+    assert [row["step"] for row in rows if row["val/reward"]] == ["6"]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        ({"on_reward_error": "ignore"}, "on_reward_error: got 'ignore'"),
         ({"group_size": 1}, "group_size must be >= 2, got 1"),
         ({"micro_batch_size": 0}, "micro_batch_size must be >= 1"),
         ({"epochs_per_rollout": 0}, "epochs_per_rollout must be >= 1"),

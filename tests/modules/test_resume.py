@@ -18,7 +18,7 @@ from frpo.penalty import KLPenalty
 from frpo.schedules import AdaptiveKL, Cosine, KLBudget
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-STEPS = 7
+STEPS = 8
 
 
 class Kill(runs.L.Callback):
@@ -52,7 +52,7 @@ class KillingReward(runs.Graded):
 
 
 def run(model_dir: Path, root: Path, *, full: bool, kill=None, call: int = 0, ckpt: str | None = None) -> None:
-    """Seven optimiser steps over two epochs of prompts, validation in between; weights go to ``root/final.pt``."""
+    """Eight optimiser steps over two epochs of prompts, validation in between; weights go to ``root/final.pt``."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = runs.module(
@@ -68,6 +68,7 @@ def run(model_dir: Path, root: Path, *, full: bool, kill=None, call: int = 0, ck
     )
     trainer = runs.trainer(
         root,
+        log_every_n_steps=4,
         max_steps=STEPS,
         max_epochs=-1,
         enable_checkpointing=True,
@@ -78,7 +79,9 @@ def run(model_dir: Path, root: Path, *, full: bool, kill=None, call: int = 0, ck
         ],
     )
     trainer.fit(model, datamodule=runs.data(n=16, val=4), ckpt_path=ckpt, weights_only=True)
+    logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/") and "seconds" not in k}
     extra = {
+        "logged": logged,
         "beta": model.kl.beta.value(0),
         "lambda": model.lam_schedule.value(0),
         "texts": model.last_step.scored.records()[0]["completion"],
@@ -141,6 +144,10 @@ def test_a_checkpoint_holds_what_trains_and_no_more(model_dir: Path, tmp_path: P
         (lambda c: c.pop("frpo"), "was not written by policy optimisation"),
         (lambda c: c["state_dict"].popitem(), "does not fit this configuration: 1 of"),
         (lambda c: c["state_dict"].update({k: v[:1] for k, v in list(c["state_dict"].items())[:1]}), "got \\(1,"),
+        (
+            lambda c: c["frpo"]["policy"]["init_args"]["adapter"].update(alpha=99),
+            "trained with the adapter .*'alpha': 99",
+        ),
         (lambda c: c["frpo"]["schedules"].pop("lambda"), "the checkpoint has schedules"),
         (lambda c: c["frpo"]["schedules"].update(beta={}), "AdaptiveKL: the checkpoint's schedule state"),
     ],
