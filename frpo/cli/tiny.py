@@ -69,7 +69,7 @@ def report(rows: Mapping[str, Mapping[str, float]], config: Mapping[str, Any]) -
     columns = {"val/reward": "reward", **{name: name.removeprefix("val/reward/") for name in tasks}, **columns}
     lines = [f"{'':<8}" + "".join(f"{title:>12}" for title in columns.values())]
     for method, metrics in rows.items():
-        lines.append(f"{method:<8}" + "".join(f"{metrics[name]:>12.3f}" for name in columns))
+        lines.append(f"{method:<8}" + "".join(_cell(metrics, name) for name in columns))
     model = config["model"]["init_args"]
     return "\n".join(
         [
@@ -84,6 +84,10 @@ def report(rows: Mapping[str, Mapping[str, float]], config: Mapping[str, Any]) -
             *_mlflow(config),
         ]
     )
+
+
+def _cell(metrics: Mapping[str, float], name: str) -> str:
+    return f"{metrics[name]:>12.3f}" if name in metrics else f"{'-':>12}"
 
 
 def _mlflow(config: Mapping[str, Any]) -> list[str]:

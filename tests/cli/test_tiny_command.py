@@ -8,7 +8,7 @@ from frpo.cli.tiny import report
 SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"]
 SMALL = [
     "--model.group_size",
-    "2",
+    "3",
     "--data.batch_size",
     "4",
     "--data.val_batch_size",
@@ -58,3 +58,5 @@ def test_the_table_holds_the_numbers_it_is_given_and_no_others():
     assert "only           0.125       0.500       2.000      -1.000" in text
     assert "within 0.7 nats" in text
     assert "mlflow" not in text
+    del metrics["val/worst_case_reward"]
+    assert "only           0.125       0.500       2.000           -" in report({"only": metrics}, config)
