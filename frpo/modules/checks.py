@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 RATIO_TOLERANCE = {False: 1e-3, True: 0.1}
 # Mean KL a token between policy and reference before the first update. The two run the same weights.
 KL_TOLERANCE = {False: 1e-5, True: 1e-2}
+
+
+FORWARD_ARGUMENTS = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 
 
 def check_configuration(module: PolicyOptimization) -> None:
@@ -102,6 +106,18 @@ def check_run(module: PolicyOptimization) -> None:
             "bf16-mixed"
         )
     check_positions(module)
+    check_forward(module.policy_model)
+
+
+def check_forward(model: Any) -> None:
+    """Refuse a model that cannot be told positions, or which logits are wanted."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    missing = [name for name in FORWARD_ARGUMENTS if name not in inspect.signature(base.forward).parameters]
+    if missing:
+        raise ValueError(
+            f"{type(base).__name__}.forward takes no {' and no '.join(missing)}, which training on left-padded prompts "
+            "needs; choose a decoder-only model of current transformers"
+        )
 
 
 def check_positions(module: PolicyOptimization) -> None:

@@ -15,6 +15,7 @@ from frpo.functional.kl import k3
 from frpo.functional.masked import masked_mean
 from frpo.models.policy import LoRA, Policy
 from frpo.models.reference import AdapterDisabled, FrozenCopy, NamedAdapter
+from frpo.modules import checks
 from frpo.modules.micro_batches import completion_logits, micro_batches
 from frpo.objectives import FRPO, GRPO
 from frpo.penalty import KLPenalty
@@ -369,6 +370,15 @@ def test_refuses_an_adapter_switched_off_where_there_is_none(model_dir: Path, tm
 def test_refuses_more_tokens_than_the_model_has_positions(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="16 \\+ max_new_tokens 200 = 216"):
         fit(runs.module(model_dir, sampler=InProcessSampler(max_new_tokens=200)), tmp_path)
+
+
+def test_refuses_a_model_whose_forward_cannot_be_told_what_is_wanted() -> None:
+    class Old(torch.nn.Module):
+        def forward(self, input_ids, attention_mask):
+            return None
+
+    with pytest.raises(ValueError, match=r"Old.forward takes no position_ids and no logits_to_keep"):
+        checks.check_forward(Old())
 
 
 def test_jackknife_fallback_is_counted(model_dir: Path, tmp_path: Path) -> None:
