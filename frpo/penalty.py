@@ -22,7 +22,8 @@ class KLPenalty:
         estimator: differentiated in the loss: k1, k2, k3, or full (exact over the vocabulary: the right gradient and
             the lowest variance, for one more set of logits in memory). k1 has a gradient of mean zero and k3 that of
             the reversed KL; k3 is what the published runs use.
-        logged: the estimator that is logged, and that an adaptive beta steers by.
+        logged: the estimator that training logs, and that an adaptive beta steers by; validation always measures
+            ``full``.
         beta_scale: ``loss`` adds beta to the loss as the released trainer does. For lambda < 1 that loss is 1/lambda
             times the objective in units of reward, so a fixed beta weakens the constraint by 1/lambda; ``objective``
             takes beta in units of reward and multiplies it by max(lambda, 1)/lambda. Compare methods at one
