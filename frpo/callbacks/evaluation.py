@@ -18,7 +18,9 @@ from frpo.evaluation.kl import FrozenModels
 from frpo.evaluation.records import FOLDER, Row, quantities, read_file, record_path, write_rows
 from frpo.evaluation.runner import FAILED, Evaluated, averages, complaints, run_suite
 from frpo.evaluation.suite import Suite, check_name, naming
+from frpo.models.sharding import gathered
 from frpo.modules.evaluated import EvaluatedPolicy
+from frpo.modules.precision import float32_by_default
 from frpo.tracking.durable import free_name
 
 
@@ -178,7 +180,7 @@ class Evaluation(Callback):
         for name, suite in self.suites.items():
             start = time.monotonic()
             loader = self._loader(name, trainer, policy.tokenizer.pad_token_id)
-            with trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context(), float32_by_default(), gathered(policy.model):
                 placed = run_suite(name, suite, policy, loader, self._frozen)
             means = averages(suite, (row for _, row in placed), policy.device).compute()
             metrics |= _named(name, means)

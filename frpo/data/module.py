@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
@@ -83,6 +83,8 @@ class RowsDataModule(LightningDataModule):
             )
         self._check_stage(stage)
         _check_trainer(trainer)
+        # Batches hold integers and masks: there is nothing to convert, and half precision cannot walk frozen records.
+        trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
         module = trainer.lightning_module
         tokenizer = self._tokenizer(module)
         loaded = {name: self.load(name, tokenizer) for name in STAGES[stage] if self.sources.get(name) is not None}
@@ -185,15 +187,29 @@ def too_long(stage: Stage, noun: str, lengths: Sequence[int], limit: int, option
     )
 
 
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
 def _check_trainer(trainer: Trainer) -> None:
     if trainer.overfit_batches > 0:  # type: ignore[attr-defined]
         raise ValueError(
             "Trainer(overfit_batches=...) does not hold this loader to the same batches; set "
             "`data.init_args.train.init_args.limit` to the number of rows to overfit on"
         )
-    if type(trainer.precision_plugin).convert_input is not Precision.convert_input:
+    check_strategy(trainer)
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Raise ``ValueError`` under a strategy that would train something else, or twice."""
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
         raise ValueError(
-            f"Trainer(precision={trainer.precision!r}, strategy={type(trainer.strategy).__name__}) converts every "
-            "batch to its dtype, which batches of prompts do not allow; set `trainer.precision` to 32-true or "
-            "bf16-mixed, and the dtype of the weights in `model.init_args.policy.init_args.dtype`"
+            "Trainer(strategy=FSDPStrategy): several optimiser steps a rollout silently diverge under it; write "
+            "`include: [conf/trainer/fsdp2.yaml]`, which shards the weights as well"
+        )
+    if isinstance(strategy, ModelParallelStrategy) and (size := strategy.device_mesh["tensor_parallel"].size()) > 1:
+        raise ValueError(
+            f"ModelParallelStrategy.tensor_parallel_size: got {size}, expected 1: the weights are sharded over data "
+            f"parallel ranks alone. Write tensor_parallel_size: 1 and data_parallel_size: {trainer.world_size}"
         )

@@ -147,8 +147,14 @@ def check_supervised_run(module: SupervisedFineTuning) -> None:
 
 
 def check_precision(module: PolicyModule) -> None:
-    """Refuse precisions that do not fit several backward passes a step."""
-    if str(module.trainer.precision) == "16-mixed":
+    """Refuse a precision that does not fit several backward passes a step; warn of one that trains in half."""
+    precision = str(module.trainer.precision)
+    if precision in ("bf16-true", "16-true"):
+        rank_zero_warn(
+            f"Trainer.precision: {precision} holds all that trains in half precision, an adapter too, where small "
+            "updates are rounded away: write bf16-mixed, and policy.init_args.dtype: bfloat16 for a frozen base"
+        )
+    if precision == "16-mixed":
         raise ValueError(
             "Trainer.precision: got 16-mixed, whose loss scaling does not fit several backward passes a step; write "
             "bf16-mixed"
@@ -253,7 +259,7 @@ def check_checkpoint(checkpoint: dict[str, Any], module: PolicyModule) -> None:
         )
     parameters = dict(module.named_parameters())
     expected = {name: tuple(parameters[name].shape) for name in trainable_names(module)}
-    found = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    found = {name: tuple(shape) for name, shape in _saved_shapes(checkpoint).items()}
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:
         name = differing[0]
@@ -270,6 +276,14 @@ def check_checkpoint(checkpoint: dict[str, Any], module: PolicyModule) -> None:
             f"the checkpoint has schedules {sorted(checkpoint['frpo']['schedules'])}, this configuration "
             f"{sorted(module.schedules())}; resume with the configuration of the run"
         )
+
+
+def _saved_shapes(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    # A strategy that shards weights takes them out of the checkpoint before anyone else sees it.
+    if "state_dict" not in checkpoint:
+        shapes: dict[str, Any] = checkpoint["frpo"]["shapes"]
+        return shapes
+    return {name: value.shape for name, value in checkpoint["state_dict"].items()}
 
 
 def _check_same_policy(saved: dict[str, Any] | None, present: dict[str, Any]) -> None:

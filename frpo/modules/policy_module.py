@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import lightning as L
 import numpy as np
@@ -14,11 +14,14 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedTokenizerBase
 
+from frpo.models import sharding
 from frpo.models.policy import Policy, trainable_names
 from frpo.modules import checks
 from frpo.modules.averages import Averages
+from frpo.modules.optimizer_names import by_name, by_number
 from frpo.schedules import Constant, Schedule
 
 
@@ -38,6 +41,7 @@ class PolicyModule(L.LightningModule):
     """
 
     policy_model: Any
+    reference_model: Any
     train_averages: Averages
     shown: ClassVar[tuple[str, ...]] = ("loss",)
     """Metrics on the progress bar."""
@@ -55,7 +59,7 @@ class PolicyModule(L.LightningModule):
         self.strict_loading = False
         self.policy, self.optimizer, self.max_grad_norm, self.seed = policy, optimizer, max_grad_norm, seed
         self.lr_schedule = Constant(1.0) if lr_schedule is None else lr_schedule
-        self.policy_model = None
+        self.policy_model = self.reference_model = None
 
     # Construction
 
@@ -69,15 +73,29 @@ class PolicyModule(L.LightningModule):
         self.policy.prepare()
 
     def configure_model(self) -> None:
-        """Load the policy; a fresh adapter's weights are a function of the seed."""
+        """Load the policy; a fresh adapter's weights are a function of the seed. Under FSDP2, shard what was loaded."""
         if self.policy_model is not None:
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.load_models()
+        if self.device_mesh is not None:
+            for model in (self.policy_model, self.reference_model):
+                if model is not None:
+                    sharding.shard(model, self.device_mesh["data_parallel"])
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move, and cast the weights alone: a model in half precision computes its positions in float32.
+
+        That is how ``from_pretrained`` loads it, and how an exported policy will be read.
+        """
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        if dtype is not None:
+            self._apply(lambda tensor: tensor.to(dtype) if isinstance(tensor, Parameter) else tensor)
+        return self if device is None else super().to(device)
 
     def load_models(self) -> None:
-        """Set ``policy_model``, and what else is loaded beside it."""
+        """Set ``policy_model``, and ``reference_model`` where there is one."""
         self.policy_model = self.policy.load()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -99,6 +117,7 @@ class PolicyModule(L.LightningModule):
     def _backward(self, loss: Tensor, last: bool) -> None:
         """Reduce gradients over ranks in the last micro-batch of a step only."""
         strategy = self.trainer.strategy
+        sharding.reduce_in_backward(self.policy_model, last)
         accumulate = isinstance(strategy, ParallelStrategy) and not last
         with strategy.block_backward_sync() if accumulate else nullcontext():  # type: ignore[attr-defined]
             self.manual_backward(loss)
@@ -107,8 +126,7 @@ class PolicyModule(L.LightningModule):
         optimizer: Any = self.optimizers()
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.lr_schedule.value(self.global_step)
-        gradients = [p.grad for p in self.policy_model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = sharding.total_norm(p.grad for p in self.policy_model.parameters() if p.grad is not None)
         checks.check_gradient(norm)
         self.train_averages.update("grad_norm", norm)
         self.train_averages.update("lr", optimizer.param_groups[0]["lr"])
@@ -158,13 +176,24 @@ class PolicyModule(L.LightningModule):
         """Add the state of the schedules, and the policy's description for a later export."""
         schedules = {name: schedule.state_dict() for name, schedule in self.schedules().items()}
         averages = {"total": self.train_averages.total.tolist(), "count": self.train_averages.count.tolist()}
-        checkpoint["frpo"] = {"schedules": schedules, "policy": self.policy.description(), "averages": averages}
+        checkpoint["frpo"] = {
+            "schedules": schedules,
+            "policy": self.policy.description(),
+            "averages": averages,
+            "shapes": {name: list(p.shape) for name, p in self.named_parameters() if p.requires_grad},
+        }
+        names = [name for name, p in self.named_parameters() if p.requires_grad or self.device_mesh is not None]
+        if "optimizer_states" in checkpoint:
+            checkpoint["optimizer_states"] = [by_name(state, names) for state in checkpoint["optimizer_states"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; continue the schedules."""
         checks.check_checkpoint(checkpoint, self)
         for name, schedule in self.schedules().items():
             schedule.load_state_dict(checkpoint["frpo"]["schedules"][name])
+        if "optimizer_states" in checkpoint and self.device_mesh is None:  # else the strategy has read them by name
+            names = [name for name, p in self.named_parameters() if p.requires_grad]
+            checkpoint["optimizer_states"] = [by_number(state, names) for state in checkpoint["optimizer_states"]]
         if self.global_rank == 0:
             for name, values in checkpoint["frpo"]["averages"].items():
                 if len(values) == len(self.train_averages.names):  # else the tasks are other ones: begin afresh

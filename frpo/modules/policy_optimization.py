@@ -15,11 +15,13 @@ from torch import Tensor
 from frpo.functional.masked import masked_mean
 from frpo.models.policy import Policy
 from frpo.models.reference import Reference
+from frpo.models.sharding import gathered
 from frpo.modules import checks
 from frpo.modules.averages import Averages
 from frpo.modules.group_gradient import GroupGradient, TokenPass
 from frpo.modules.micro_batches import micro_batches
 from frpo.modules.policy_module import PolicyModule
+from frpo.modules.precision import float32_by_default
 from frpo.modules.recording import NAMES, record_kl, record_objective, record_scored
 from frpo.modules.sam import SAM
 from frpo.objectives import FRPO, Objective
@@ -64,7 +66,6 @@ class PolicyOptimization(PolicyModule):
         seed: of sampling, the only thing that is random here.
     """
 
-    reference_model: Any
     eval_averages: Averages
     last_step: StepRecord | None
     shown = ("reward", "kl", "loss", "ess")
@@ -104,7 +105,7 @@ class PolicyOptimization(PolicyModule):
         self.rho = rho
         self.on_reward_error, self.max_failure_rate = on_reward_error, max_failure_rate
         checks.check_configuration(self)
-        self.reference_model = self.last_step = None
+        self.last_step = None
         self._two_valued = TwoValuedWatch()
         self._reward_ready = self._self_checked = False
 
@@ -144,6 +145,7 @@ class PolicyOptimization(PolicyModule):
 
     # Training
 
+    @float32_by_default()
     def training_step(self, prompts: PromptBatch, batch_idx: int) -> None:
         """Walk a batch of prompts to an updated policy."""
         step = self.global_step
@@ -282,7 +284,12 @@ class PolicyOptimization(PolicyModule):
         """As for validation."""
         self._log_evaluation("test")
 
+    @float32_by_default()
     def _evaluate(self, prompts: PromptBatch, stage: Stage) -> None:
+        with gathered(self.policy_model, self.reference_model):
+            self._measure(prompts, stage)
+
+    def _measure(self, prompts: PromptBatch, stage: Stage) -> None:
         rollout = self._sample(prompts, stage)
         scored = self._score(rollout)
         record_scored(self.eval_averages, scored, self.rho)

@@ -16,6 +16,7 @@ from frpo.models.scorer import Scorer, save_scorer
 from frpo.modules import checks
 from frpo.modules.averages import Averages
 from frpo.modules.policy_module import PolicyModule
+from frpo.modules.precision import float32_by_default
 from frpo.reward_losses import RewardLoss
 from frpo.schedules import Schedule
 
@@ -72,6 +73,11 @@ class RewardModelling(PolicyModule):
 
     def load_models(self) -> None:
         """Load the classifier, which stands in the place of a policy."""
+        if self.device_mesh is not None:
+            raise ValueError(
+                "RewardModelling writes a reward model from whole weights, which ModelParallelStrategy shards; write "
+                "trainer.strategy: ddp"
+            )
         self.policy_model = self.scorer.load()
 
     def on_fit_start(self) -> None:
@@ -85,6 +91,7 @@ class RewardModelling(PolicyModule):
         flat = [ids for row in rows for ids in row.ids]
         return classifier_logits(self.policy_model, flat)[:, 0].view(len(rows), self.loss.responses)
 
+    @float32_by_default()
     def training_step(self, batch: JudgedBatch, batch_idx: int) -> None:
         """One optimiser step on the mean loss of the batch."""
         step = self.global_step
@@ -124,6 +131,7 @@ class RewardModelling(PolicyModule):
         """As for validation."""
         self.on_validation_start()
 
+    @float32_by_default()
     def validation_step(self, batch: JudgedBatch, batch_idx: int) -> None:
         """Score held-out examples."""
         for start in range(0, len(batch), self.micro_batch_size):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from frpo.models.sharding import total_norm
 from frpo.modules import checks
 
 
@@ -60,4 +61,4 @@ class SAM:
 
 
 def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return total_norm(p.grad for p in parameters if p.grad is not None)

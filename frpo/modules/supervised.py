@@ -12,9 +12,11 @@ from torch import Tensor
 from frpo.data.supervised import SupervisedBatch
 from frpo.functional.likelihood import completion_nll
 from frpo.models.policy import Policy
+from frpo.models.sharding import gathered
 from frpo.modules import checks, packing
 from frpo.modules.averages import Averages
 from frpo.modules.policy_module import PolicyModule
+from frpo.modules.precision import float32_by_default
 from frpo.schedules import Schedule
 
 NAMES = ("loss", "tokens", "grad_norm", "lr", "seconds_update")
@@ -67,6 +69,7 @@ class SupervisedFineTuning(PolicyModule):
             with self.trainer.precision_plugin.forward_context():
                 packing.check_apart(self.policy_model)
 
+    @float32_by_default()
     def training_step(self, batch: SupervisedBatch, batch_idx: int) -> None:
         """Take one optimiser step on a batch."""
         step = self.global_step
@@ -84,10 +87,12 @@ class SupervisedFineTuning(PolicyModule):
             self._optimizer_step()
         self._log_training(step)
 
+    @float32_by_default()
     def validation_step(self, batch: SupervisedBatch, batch_idx: int) -> None:
         """Measure the loss of held-out demonstrations."""
-        for part in batch.split(self.micro_batch_size):
-            self.eval_averages.update("loss", answer_nll(self.policy_model, part), part.answer_mask)
+        with gathered(self.policy_model):
+            for part in batch.split(self.micro_batch_size):
+                self.eval_averages.update("loss", answer_nll(self.policy_model, part), part.answer_mask)
 
     def on_validation_start(self) -> None:
         """Start the averages afresh."""

@@ -14,9 +14,11 @@ from frpo.data.supervised import SupervisedBatch
 from frpo.functional.likelihood import completion_nll
 from frpo.models.policy import Policy
 from frpo.models.reference import Reference
+from frpo.models.sharding import gathered, total_norm
 from frpo.modules import checks
 from frpo.modules.averages import Averages
 from frpo.modules.policy_module import PolicyModule
+from frpo.modules.precision import float32_by_default
 from frpo.modules.supervised import answer_nll
 from frpo.schedules import Schedule
 from frpo.tamper_losses import TamperLoss
@@ -58,7 +60,6 @@ class TamperResistance(PolicyModule):
         seed: of a fresh adapter.
     """
 
-    reference_model: Any
     eval_averages: Averages
 
     def __init__(
@@ -81,7 +82,6 @@ class TamperResistance(PolicyModule):
         self.loss, self.reference, self.attack_optimizer = loss, reference, attack_optimizer
         self.lambda_tr, self.lambda_retain, self.lambda_distance = lambda_tr, lambda_retain, lambda_distance
         self.measure_every, self.micro_batch_size = measure_every, micro_batch_size
-        self.reference_model = None
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -115,6 +115,7 @@ class TamperResistance(PolicyModule):
 
     # Training
 
+    @float32_by_default()
     def training_step(self, batch: TamperBatch, batch_idx: int) -> None:
         """Take one outer step."""
         step = self.global_step
@@ -148,7 +149,7 @@ class TamperResistance(PolicyModule):
                     for p, value in zip(parameters, start, strict=True):
                         p.copy_(value)
                         p.grad = None
-        self.train_averages.update("tamper_norm", torch.nn.utils.get_total_norm(held))
+        self.train_averages.update("tamper_norm", total_norm(held))
         return torch.stack(means).mean(), held
 
     def _attack(self, attack: AttackBatch, parameters: list[nn.Parameter], held: list[Tensor], weight: float) -> Tensor:
@@ -241,10 +242,12 @@ class TamperResistance(PolicyModule):
         """Start the averages afresh."""
         self.eval_averages.reset()
 
+    @float32_by_default()
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Measure the loss of held-out pairs under the policy as it is, not attacked."""
-        for part in batch.split(self.micro_batch_size):
-            self.eval_averages.update("tamper", self.loss(self._policy_logits, self._reference_logits, part))
+        with gathered(self.policy_model, self.reference_model):
+            for part in batch.split(self.micro_batch_size):
+                self.eval_averages.update("tamper", self.loss(self._policy_logits, self._reference_logits, part))
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all held-out pairs and ranks."""

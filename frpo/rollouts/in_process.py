@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from frpo.functional.truncation import truncate
+from frpo.models.sharding import gathered
 from frpo.rollouts.sampler import Sampler, uniform_noise
 from frpo.types import PromptBatch, RolloutBatch
 
@@ -17,6 +18,8 @@ class InProcessSampler(Sampler):
     """Token by token with a key-value cache.
 
     A prompt is computed once for its whole group; a sequence that has ended leaves the batch, so it costs nothing more.
+    Sharded weights (FSDP2) are gathered for the time of sampling, so that ranks need not wait for each other's longest
+    completion: the whole policy has to fit on each rank then, beside the cache.
 
     Args:
         max_new_tokens, temperature, top_p, top_k: see :class:`~frpo.rollouts.sampler.Sampler`.
@@ -49,12 +52,13 @@ class InProcessSampler(Sampler):
         was_training = model.training
         model.eval()
         try:
-            parts = [
-                self._decode(
-                    model, prompts.input_ids[i : i + step], prompts.mask[i : i + step], noise[i : i + step], eos
-                )
-                for i in range(0, P, step)
-            ]
+            with gathered(model):
+                parts = [
+                    self._decode(
+                        model, prompts.input_ids[i : i + step], prompts.mask[i : i + step], noise[i : i + step], eos
+                    )
+                    for i in range(0, P, step)
+                ]
         finally:
             model.train(was_training)
         ids, mask, logps = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

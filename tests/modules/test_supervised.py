@@ -248,8 +248,6 @@ def test_refuses_what_cannot_work(model_dir: Path, tmp_path: Path) -> None:
         ValueError, match="a demonstration has 11 tokens, but .* has positions for 8; write .*max_length: 8"
     ):
         fit(model, tmp_path, long)
-    with pytest.raises(ValueError, match="bf16-mixed"):
-        fit(supervised_runs.module(model_dir, dtype="float32"), tmp_path, precision="bf16-true")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(model_dir: Path, tmp_path: Path) -> None:
