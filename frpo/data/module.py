@@ -84,7 +84,7 @@ class RowsDataModule(LightningDataModule):
         self._check_stage(stage)
         _check_trainer(trainer)
         # Batches hold integers and masks: there is nothing to convert, and half precision cannot walk frozen records.
-        trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign]
+        trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign, assignment]
         module = trainer.lightning_module
         tokenizer = self._tokenizer(module)
         loaded = {name: self.load(name, tokenizer) for name in STAGES[stage] if self.sources.get(name) is not None}

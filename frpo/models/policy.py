@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -45,22 +45,38 @@ class LoRA:
         import peft
 
         if self.path is not None:
-            if not (Path(self.path) / "adapter_config.json").is_file():
-                raise FileNotFoundError(
-                    f"LoRA.path: got {self.path!r}, expected a PEFT adapter directory (adapter_config.json and "
-                    "adapter_model.safetensors), as `frpo export` writes it"
-                )
-            config = peft.PeftConfig.from_pretrained(self.path)
-            config.lora_dropout = self.dropout  # not the one it was trained with before
-            return peft.PeftModel.from_pretrained(model, self.path, is_trainable=True, config=config)
-        config = peft.LoraConfig(
-            r=self.r,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules,
-            task_type=task_type,
-        )
+            return peft.PeftModel.from_pretrained(
+                model, self.path, is_trainable=True, config=self._peft_config(task_type)
+            )
+        return peft.get_peft_model(model, self._peft_config(task_type))
+
+    def attach_blank(self, model: Any, task_type: str = "CAUSAL_LM") -> Any:
+        """As :meth:`attach` on a ``model`` of the meta device: the adapter of ``path`` in its shapes alone."""
+        import peft
+
+        config = self._peft_config(task_type)
+        config.inference_mode = False
         return peft.get_peft_model(model, config)
+
+    def _peft_config(self, task_type: str) -> Any:
+        import peft
+
+        if self.path is None:
+            return peft.LoraConfig(
+                r=self.r,
+                lora_alpha=self.alpha,
+                lora_dropout=self.dropout,
+                target_modules=self.target_modules,
+                task_type=task_type,
+            )
+        if not (Path(self.path) / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"LoRA.path: got {self.path!r}, expected a PEFT adapter directory (adapter_config.json and "
+                "adapter_model.safetensors), as `frpo export` writes it"
+            )
+        config = peft.PeftConfig.from_pretrained(self.path)
+        config.lora_dropout = self.dropout  # not the one it was trained with before
+        return config
 
 
 class Policy:
@@ -160,10 +176,19 @@ class Policy:
         """
         model = self.load_base()
         if self.adapter is not None:
-            model.requires_grad_(False)
-            model = self.adapter.attach(model)
+            model = self.adapter.attach(model.requires_grad_(False))
             # PEFT does not take over the revision of the base, and an adapter would then name its newest.
             model.active_peft_config.revision = self.revision
+        return self._ready(model)
+
+    def blank(self) -> Any:
+        """The model of :meth:`load` on the meta device: names, shapes and dtypes, without reading any weights."""
+        model = self.blank_base()
+        if self.adapter is not None:
+            model = self.adapter.attach_blank(model.requires_grad_(False))
+        return self._ready(model)
+
+    def _ready(self, model: Any) -> Any:
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.adapter is not None:
@@ -187,6 +212,28 @@ class Policy:
             )
         except (OSError, ValueError) as error:
             raise _not_found(path, "a causal language model in safetensors", error) from error
+        disable_dropout(model)
+        return model
+
+    def blank_base(self, path: str | None = None) -> Any:
+        """The model of :meth:`load_base` on the meta device. Attention whose kernels are not here becomes ``sdpa``."""
+        path = self.path if path is None else path
+        source = {
+            "revision": self.revision if path == self.path else None,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        kind = self.attn_implementation if self.attn_implementation in (None, "eager") else "sdpa"
+        try:
+            config = AutoConfig.from_pretrained(path, **source)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(
+                    config,
+                    dtype=DTYPES[self.dtype],
+                    attn_implementation=kind,
+                    trust_remote_code=self.trust_remote_code,
+                )
+        except (OSError, ValueError) as error:
+            raise _not_found(path, "the configuration of a causal language model", error) from error
         disable_dropout(model)
         return model
 

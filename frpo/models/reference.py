@@ -21,6 +21,10 @@ class Reference(ABC):
         """Build a frozen model beside the policy's ``model``; None where the policy's own weights serve."""
 
     @abstractmethod
+    def blank(self, policy: Policy, model: Any) -> Any:
+        """As :meth:`load` beside a ``model`` of the meta device: no weights are read."""
+
+    @abstractmethod
     def active(self, model: Any, frozen: Any) -> AbstractContextManager[Any]:
         """A context that gives the model to run as the reference; ``frozen`` is what :meth:`load` returned."""
 
@@ -36,6 +40,10 @@ class AdapterDisabled(Reference):
         """See :class:`Reference`."""
         _needs_adapter(self, policy)
         return None
+
+    def blank(self, policy: Policy, model: Any) -> Any:
+        """See :class:`Reference`."""
+        return self.load(policy, model)
 
     @contextmanager
     def active(self, model: Any, frozen: Any) -> Iterator[Any]:
@@ -60,7 +68,13 @@ class FrozenCopy(Reference):
 
     def load(self, policy: Policy, model: Any) -> Any:
         """See :class:`Reference`."""
-        frozen = policy.load_base(self.path)
+        return self._frozen(policy.load_base(self.path), model)
+
+    def blank(self, policy: Policy, model: Any) -> Any:
+        """See :class:`Reference`."""
+        return self._frozen(policy.blank_base(self.path), model)
+
+    def _frozen(self, frozen: Any, model: Any) -> Any:
         size, expected = frozen.config.vocab_size, model.config.vocab_size
         if size != expected:
             raise ValueError(
@@ -91,15 +105,29 @@ class NamedAdapter(Reference):
 
     def load(self, policy: Policy, model: Any) -> Any:
         """See :class:`Reference`."""
+        self._check(policy)
+        model.load_adapter(self.path, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
+        disable_dropout(model)
+        return None
+
+    def blank(self, policy: Policy, model: Any) -> Any:
+        """See :class:`Reference`."""
+        import peft
+
+        self._check(policy)
+        trained = model.active_adapter
+        model.add_adapter(REFERENCE_ADAPTER, peft.PeftConfig.from_pretrained(self.path))
+        model.set_adapter(trained)
+        disable_dropout(model)
+        return None
+
+    def _check(self, policy: Policy) -> None:
         _needs_adapter(self, policy)
         if not (Path(self.path) / "adapter_config.json").is_file():
             raise FileNotFoundError(
                 f"reference NamedAdapter.path: got {self.path!r}, expected a PEFT adapter directory "
                 "(adapter_config.json and adapter_model.safetensors)"
             )
-        model.load_adapter(self.path, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
-        disable_dropout(model)
-        return None
 
     @contextmanager
     def active(self, model: Any, frozen: Any) -> Iterator[Any]:

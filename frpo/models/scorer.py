@@ -56,21 +56,40 @@ class Scorer:
         """
         base = self.base
         base.prepare()
-        source = {"revision": base.revision, "trust_remote_code": base.trust_remote_code}
-        config = AutoConfig.from_pretrained(base.path, **source)
-        self._configure(config)
+        config, source = self._source()
         options = {} if base.attn_implementation is None else {"attn_implementation": base.attn_implementation}
         model = AutoModelForSequenceClassification.from_pretrained(
             base.path, config=config, dtype=DTYPES[base.dtype], use_safetensors=True, **source, **options
         )
         if base.adapter is not None:
-            model.requires_grad_(False)
-            model = base.adapter.attach(model, task_type="SEQ_CLS")
+            model = base.adapter.attach(model.requires_grad_(False), task_type="SEQ_CLS")
             model.active_peft_config.revision = base.revision
+        return self._ready(model)
+
+    def blank(self) -> Any:
+        """The classifier of :meth:`load` on the meta device: names, shapes and dtypes, without reading any weights."""
+        base = self.base
+        base.prepare()
+        config, _ = self._source()
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(
+                config, dtype=DTYPES[base.dtype], trust_remote_code=base.trust_remote_code
+            )
+        if base.adapter is not None:
+            model = base.adapter.attach_blank(model.requires_grad_(False), task_type="SEQ_CLS")
+        return self._ready(model)
+
+    def _source(self) -> tuple[Any, dict[str, Any]]:
+        source = {"revision": self.base.revision, "trust_remote_code": self.base.trust_remote_code}
+        config = AutoConfig.from_pretrained(self.base.path, **source)
+        self._configure(config)
+        return config, source
+
+    def _ready(self, model: Any) -> Any:
         disable_dropout(model)
-        if base.gradient_checkpointing:
+        if self.base.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            if base.adapter is not None:
+            if self.base.adapter is not None:
                 model.enable_input_require_grads()
         return model.train()
 

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from frpo.data.tiny import world
 from frpo.data.tiny.corpus import pretraining_rows, vocabulary
-from frpo.models.policy import LoRA, Policy
+from frpo.models.policy import DTYPES, LoRA, Policy
 
 BATCH_SIZE = 64
 LEARNING_RATE = 8e-3
@@ -85,6 +85,14 @@ class TinyPolicy(Policy):
         if path is None:
             self.prepare()
         return super().load_base(path)
+
+    def blank_base(self, path: str | None = None) -> nn.Module:
+        """See :class:`~frpo.models.policy.Policy`; it needs no pre-training."""
+        if path is not None:
+            return super().blank_base(path)
+        with torch.device("meta"):
+            model: nn.Module = LlamaForCausalLM(_config(build_tokenizer()))
+        return model.to(DTYPES[self.dtype])
 
 
 def pretrain(out_dir: str | Path, seed: int, steps: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from frpo.rewards.base import JudgeIdentity, Reward
+from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
 from frpo.rewards.calls import require_at_least_one
 from frpo.types import Completion, Judgement
 
@@ -87,6 +87,18 @@ class CausalJudge(Reward):
         digest = hashlib.sha256("\0".join(self.templates()).encode()).hexdigest()
         return JudgeIdentity(self.path, self.revision, digest[:16])
 
+    def blank_models(self) -> list[BlankModel]:
+        """The judge; the few weights of a PEFT adapter are left out."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        path, revision = self._base()
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=_DTYPES[self.dtype])
+        arguments = {"use_cache": False, "logits_to_keep": 1}
+        model = model.eval().requires_grad_(False)
+        return [BlankModel(self.path, model, self.batch_size, self.max_length, arguments)]
+
     def setup(self, device: torch.device) -> None:
         """Load the judge onto ``device``; again, only move it.
 
@@ -142,15 +154,10 @@ class CausalJudge(Reward):
         self._model, self._tokenizer = model.eval().requires_grad_(False), tokenizer
 
     def _load_model(self) -> Any:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftModel
         from transformers import AutoModelForCausalLM
-        from transformers.utils import find_adapter_config_file
 
-        path, revision = self.path, self.revision
-        is_adapter = find_adapter_config_file(path, revision=revision) is not None
-        if is_adapter:  # an adapter's revision is not its base's
-            adapter = PeftConfig.from_pretrained(path, revision=revision)
-            path, revision = adapter.base_model_name_or_path, adapter.revision
+        path, revision = self._base()
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, revision=revision, dtype=_DTYPES[self.dtype], output_loading_info=True, use_safetensors=True
         )
@@ -160,7 +167,17 @@ class CausalJudge(Reward):
                 f"{type(self).__name__}: {path!r} holds no weights for {sorted(report['missing_keys'])[:3]}, so its "
                 "judgements would be random; expected a causal language model trained as a judge"
             )
-        return PeftModel.from_pretrained(model, self.path, revision=self.revision) if is_adapter else model
+        return PeftModel.from_pretrained(model, self.path, revision=self.revision) if path != self.path else model
+
+    def _base(self) -> tuple[str, str | None]:
+        """Path and revision of the model itself, which an adapter names."""
+        from peft import PeftConfig
+        from transformers.utils import find_adapter_config_file
+
+        if find_adapter_config_file(self.path, revision=self.revision) is None:
+            return self.path, self.revision
+        adapter = PeftConfig.from_pretrained(self.path, revision=self.revision)
+        return adapter.base_model_name_or_path, adapter.revision  # an adapter's revision is not its base's
 
     def _encode(self, completion: Completion) -> list[int] | Judgement:
         request = self._request(completion)

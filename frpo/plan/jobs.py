@@ -1,0 +1,297 @@
+"""What a configuration trains, in the numbers that memory depends on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from frpo.data.preference_data import JudgedDataModule
+from frpo.data.prompts import PromptDataModule
+from frpo.data.supervised import SupervisedDataModule
+from frpo.functional.likelihood import completion_nll
+from frpo.functional.masked import masked_mean
+from frpo.models.policy import DTYPES, Policy
+from frpo.models.reference import AdapterDisabled, FrozenCopy, Reference
+from frpo.models.scorer import Scorer
+from frpo.modules.group_gradient import TokenPass
+from frpo.modules.micro_batches import MicroBatch
+from frpo.modules.policy_optimization import PolicyOptimization
+from frpo.modules.reward_modelling import RewardModelling
+from frpo.modules.supervised import SupervisedFineTuning
+from frpo.penalty import KLPenalty
+from frpo.plan.phases import Rollout, Update, reward_phase, rollout_phase, update_phase
+from frpo.plan.plan import Phase
+from frpo.rewards.base import BlankModel, Reward
+from frpo.rollouts.in_process import InProcessSampler
+from frpo.rollouts.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a job on the meta device."""
+
+    trained: Any
+    reference: Any
+    scorers: Sequence[BlankModel]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting to turn, and the job with it turned, gently first. ``phases`` are those it helps; null for all."""
+
+    setting: str
+    jobs: tuple[tuple[str, Job], ...]
+    phases: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """A training step. ``autocast`` is whether its arithmetic is bfloat16 beside wider weights."""
+
+    policy: Policy
+    optimizer: OptimizerCallable
+    micro_batch_size: int
+    autocast: bool
+    known: dict[Hashable, Phase] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
+    """Phases that were computed already, for this job or one that differs in some settings alone."""
+
+    @abstractmethod
+    def models(self) -> Models:
+        """Build the models without weights."""
+
+    @abstractmethod
+    def phases(self, models: Models) -> list[Phase]:
+        """What each part of a step holds, but for the optimiser's own step."""
+
+    def changes(self) -> list[Change]:
+        """Settings that take less memory and leave the result (up to rounding) as it is."""
+        found = [Change("model.init_args.micro_batch_size", self._smaller_batches(), ("update",))]
+        if not self.policy.gradient_checkpointing and type(self.policy) is Policy:
+            job = self._with(gradient_checkpointing=True)
+            found.append(Change(f"{self.where}.gradient_checkpointing", (("true", job),), ("update",)))
+        if self.policy.adapter is not None and self.policy.dtype in ("float32", "float64"):
+            found.append(Change(f"{self.where}.dtype", (("bfloat16", self._with(dtype="bfloat16")),)))
+        return [change for change in found if change.jobs]
+
+    where = "model.init_args.policy.init_args"
+    """Where the policy's settings stand."""
+
+    def _smaller_batches(self) -> tuple[tuple[str, Job], ...]:
+        sizes = sorted({self.micro_batch_size // 2, self.micro_batch_size // 4, 1} - {0, self.micro_batch_size})
+        return tuple((str(size), replace(self, micro_batch_size=size)) for size in reversed(sizes))
+
+    def _with(self, **settings: Any) -> Job:
+        policy = copy(self.policy)
+        for name, value in settings.items():
+            setattr(policy, name, value)
+        return replace(self, policy=policy)
+
+    def _once(self, key: Hashable, trace: Callable[[], Phase]) -> Phase:
+        if key not in self.known:
+            self.known[key] = trace()
+        return self.known[key]
+
+    def _traced_update(self, models: Models, update: Update) -> Phase:
+        others = [] if models.reference is None else [models.reference]
+        settings = (self.micro_batch_size, self.policy.dtype, self.policy.gradient_checkpointing, len(others))
+        return self._once(
+            ("update", *settings), lambda: update_phase(models.trained, others, update, autocast=self.autocast)
+        )
+
+    @property
+    def _logit_bytes(self) -> int:
+        return 2 if self.autocast else torch.empty((), dtype=DTYPES[self.policy.dtype]).element_size()
+
+
+@dataclass(frozen=True)
+class PolicyJob(Job):
+    """A step of :class:`~frpo.modules.policy_optimization.PolicyOptimization`."""
+
+    reference: Reference | None
+    kl: KLPenalty
+    reward: Reward
+    rollouts: tuple[Rollout, ...]
+    copies: int
+
+    def models(self) -> Models:
+        """See :class:`Job`."""
+        trained = self.policy.blank()
+        reference = None if self.reference is None else self.reference.blank(self.policy, trained)
+        return Models(trained, reference, self.reward.blank_models())
+
+    def phases(self, models: Models) -> list[Phase]:
+        """See :class:`Job`."""
+        completions = self.rollouts[0].prompts * self.rollouts[0].group_size
+        return [
+            *(
+                self._once((r.name, r.at_once, self.policy.dtype), self._rollout(models.trained, r))
+                for r in self.rollouts
+            ),
+            *(self._once(s.name, partial(reward_phase, s, completions)) for s in models.scorers),
+            self._traced_update(models, self._update(models.trained)),
+        ]
+
+    def _rollout(self, trained: Any, rollout: Rollout) -> Callable[[], Phase]:
+        return partial(rollout_phase, trained, rollout, autocast=self.autocast)
+
+    def _update(self, trained: Any) -> Update:
+        rollout = self.rollouts[0]
+        L, T = rollout.prompt_tokens, rollout.sampler.max_new_tokens
+        completions = rollout.prompts * rollout.group_size
+        b, sets = (
+            min(self.micro_batch_size, completions),
+            1 + (self.kl.estimator == "full" and self.reference is not None),
+        )
+
+        def forward(model: Any, frozen: Any) -> tuple[Tensor, Any]:
+            ids, mask = torch.ones(b, L + T, dtype=torch.int64), torch.ones(b, T, dtype=torch.bool)
+            batch = MicroBatch(ids[:, 0], ids, ids, ids, ids[:, L:], mask)
+            token_pass = TokenPass(model, self.reference, frozen, rollout.sampler, self.kl)
+            tokens = token_pass(batch, with_reference=True)
+            loss = masked_mean(tokens.logps, mask).sum()
+            return (loss if self.kl.is_off else loss + masked_mean(tokens.kl, mask).sum()), tokens
+
+        V = trained.config.get_text_config().vocab_size
+        second = ", and the reference's for the full KL" if sets == 2 else ""
+        return Update(
+            forward,
+            f"micro-batch of {b} x {L} + {T} tokens",
+            passes=-(-completions // b),
+            logits=sets * b * (T + 1) * V * self._logit_bytes,
+            logits_how=f"{sets} x [{b}, {T} + 1, {V}] of {self._logit_bytes} bytes{second}",
+            copies=self.copies,
+        )
+
+    def changes(self) -> list[Change]:
+        """See :class:`Job`."""
+        found, rollout = super().changes(), self.rollouts[0]
+        options = sorted({p * rollout.group_size for p in (rollout.at_once // 2, rollout.at_once // 4, 1)} - {0})
+        if rollout.at_once > 1:
+            jobs = tuple((str(n), self._decoding(n)) for n in reversed(options))
+            found.append(Change("model.init_args.sampler.init_args.max_sequences", jobs, ("rollout", "validation")))
+        if isinstance(self.reference, FrozenCopy) and self.reference.path is None and self.policy.adapter is not None:
+            job = replace(self, reference=AdapterDisabled())
+            found.append(Change("model.init_args.reference", (("frpo.models.reference.AdapterDisabled", job),)))
+        return found
+
+    def _decoding(self, sequences: int) -> PolicyJob:
+        def limited(rollout: Rollout) -> Rollout:
+            sampler = copy(rollout.sampler)
+            sampler.max_sequences = sequences
+            return replace(rollout, sampler=sampler)
+
+        return replace(self, rollouts=tuple(limited(rollout) for rollout in self.rollouts))
+
+
+@dataclass(frozen=True)
+class SupervisedJob(Job):
+    """A step of :class:`~frpo.modules.supervised.SupervisedFineTuning` on ``rows`` rows of ``tokens`` tokens."""
+
+    rows: int
+    tokens: int
+
+    def models(self) -> Models:
+        """See :class:`Job`."""
+        return Models(self.policy.blank(), None, ())
+
+    def phases(self, models: Models) -> list[Phase]:
+        """See :class:`Job`."""
+        b, S, V = min(self.micro_batch_size, self.rows), self.tokens, models.trained.config.get_text_config().vocab_size
+
+        def forward(model: Any, frozen: Any) -> tuple[Tensor, Any]:
+            ids = torch.ones(b, S, dtype=torch.int64)
+            logits = model(
+                input_ids=ids, attention_mask=ids, position_ids=ids, use_cache=False, logits_to_keep=S
+            ).logits[:, :-1]
+            return completion_nll(logits, ids[:, 1:], torch.ones(b, S - 1, dtype=torch.bool)).sum(), None
+
+        update = Update(
+            forward,
+            f"micro-batch of {b} x {S} tokens",
+            passes=-(-self.rows // b),
+            logits=b * S * V * self._logit_bytes,
+            logits_how=f"[{b}, {S}, {V}] of {self._logit_bytes} bytes, for a prompt of one token",
+        )
+        return [self._traced_update(models, update)]
+
+
+@dataclass(frozen=True)
+class ScorerJob(Job):
+    """A step of :class:`~frpo.modules.reward_modelling.RewardModelling` on ``rows`` examples of ``responses``."""
+
+    scorer: Scorer
+    rows: int
+    responses: int
+
+    where = "model.init_args.scorer.init_args.base.init_args"
+
+    def models(self) -> Models:
+        """See :class:`Job`."""
+        scorer = copy(self.scorer)
+        scorer.base = self.policy
+        return Models(scorer.blank(), None, ())
+
+    def phases(self, models: Models) -> list[Phase]:
+        """See :class:`Job`."""
+        b, S = min(self.micro_batch_size, self.rows), self.scorer.max_length
+
+        def forward(model: Any, frozen: Any) -> tuple[Tensor, Any]:
+            ids = torch.ones(b * self.responses, S, dtype=torch.int64)
+            return model(input_ids=ids, attention_mask=ids).logits.sum(), None
+
+        update = Update(
+            forward,
+            f"micro-batch of {b} x {self.responses} conversations of {S} tokens",
+            passes=-(-self.rows // b),
+            logits=0,
+            logits_how="one number a conversation",
+        )
+        return [self._traced_update(models, update)]
+
+
+def read_job(module: Any, data: Any, *, autocast: bool) -> Job:
+    """The job of a configuration's module and data. Raises ``ValueError`` for modules that are not planned."""
+    if type(module) is PolicyOptimization and isinstance(data, PromptDataModule):
+        return _policy_job(module, data, autocast)
+    if type(module) is SupervisedFineTuning and isinstance(data, SupervisedDataModule):
+        return SupervisedJob(
+            module.policy, module.optimizer, module.micro_batch_size, autocast, data.batch_size, data.max_length
+        )
+    if type(module) is RewardModelling and isinstance(data, JudgedDataModule):
+        common = (module.policy, module.optimizer, module.micro_batch_size, autocast)
+        return ScorerJob(*common, module.scorer, data.batch_size, module.loss.responses)
+    raise ValueError(
+        f"got {type(module).__name__} with {type(data).__name__}; memory is planned for PolicyOptimization on prompts, "
+        "SupervisedFineTuning on demonstrations and RewardModelling on judged responses. For others run a few steps: "
+        "frpo fit --trainer.max_steps 3"
+    )
+
+
+def _policy_job(module: PolicyOptimization, data: PromptDataModule, autocast: bool) -> PolicyJob:
+    def rollout(name: str, sampler: Sampler, prompts: int, group_size: int) -> Rollout:
+        if not isinstance(sampler, InProcessSampler):
+            raise ValueError(f"got the sampler {type(sampler).__name__}; memory is planned for InProcessSampler")
+        return Rollout(name, sampler, prompts, group_size, data.max_prompt_length)
+
+    rollouts = [rollout("rollout", module.sampler, data.batch_size, module.group_size)]
+    if data.sources["val"] is not None:
+        rollouts.append(rollout("validation", module.val_sampler, data.val_batch_size, module.val_group_size))
+    return PolicyJob(
+        module.policy,
+        module.optimizer,
+        module.micro_batch_size,
+        autocast,
+        module.reference,
+        module.kl,
+        module.reward,
+        tuple(rollouts),
+        copies=0 if module.sam is None else 1,
+    )
