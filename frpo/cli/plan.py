@@ -9,11 +9,12 @@ from lightning.pytorch import Trainer
 
 from frpo.cli.errors import ConfigError
 from frpo.cli.parsing import FrpoCLI
-from frpo.plan.jobs import Job, read_job
+from frpo.plan.jobs import Job
 from frpo.plan.memory import Device, available, parse_bytes, show_bytes
 from frpo.plan.plan import Line, MemoryPlan
 from frpo.plan.planner import Advice, advise, make_plan
 from frpo.plan.ranks import Ranks, read_ranks
+from frpo.plan.reading import read_job
 
 HELP = """usage: frpo plan --config RECIPE [--memory 24GiB] [--key value ...]
 
@@ -49,12 +50,18 @@ def main(args: list[str]) -> int:
         gpu = accelerator in GPUS or (accelerator == "auto" and available(gpu=True) is not None)
         device = Device.of(gpu)
         ranks = read_ranks(trainer.strategy, trainer.devices, trainer.num_nodes, gpu=gpu)
-        job = read_job(cli.model, cli.datamodule, autocast=str(trainer.precision) in ("bf16-mixed", "bf16"))
+        job = read_job(cli.model, cli.datamodule, precision=trainer.precision)
         plan = make_plan(job, ranks, device)
+        here = ranks.number // trainer.num_nodes
         if limit is None:
             limit = available(gpu=gpu)
-            limit = limit if limit is None or gpu else limit // (ranks.number // trainer.num_nodes)
+            limit = limit if limit is None or gpu else limit // here
         print(text(plan, ranks, limit))
+        if here > 1:
+            print(
+                f"while loading: each of a machine's {here} ranks reads policy and reference whole, together "
+                f"{show_bytes(here * plan.loaded)} of the machine's memory"
+            )
         if limit is None or plan.total <= limit:
             return 0
         print(refusal(job, ranks, plan, limit, device), file=sys.stderr)

@@ -13,9 +13,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from frpo.data.preference_data import JudgedDataModule
-from frpo.data.prompts import PromptDataModule
-from frpo.data.supervised import SupervisedDataModule
 from frpo.functional.likelihood import completion_nll
 from frpo.functional.masked import masked_mean
 from frpo.models.policy import DTYPES, Policy
@@ -23,15 +20,10 @@ from frpo.models.reference import AdapterDisabled, FrozenCopy, Reference
 from frpo.models.scorer import Scorer
 from frpo.modules.group_gradient import TokenPass
 from frpo.modules.micro_batches import MicroBatch
-from frpo.modules.policy_optimization import PolicyOptimization
-from frpo.modules.reward_modelling import RewardModelling
-from frpo.modules.supervised import SupervisedFineTuning
 from frpo.penalty import KLPenalty
 from frpo.plan.phases import Rollout, Update, reward_phase, rollout_phase, update_phase
 from frpo.plan.plan import Phase
 from frpo.rewards.base import BlankModel, Reward
-from frpo.rollouts.in_process import InProcessSampler
-from frpo.rollouts.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -54,18 +46,31 @@ class Change:
 
 @dataclass(frozen=True)
 class Job(ABC):
-    """A training step. ``autocast`` is whether its arithmetic is bfloat16 beside wider weights."""
+    """A training step.
+
+    ``autocast`` is whether its arithmetic is bfloat16 beside wider weights; ``cast`` is the type that the Trainer gives
+    to all weights of policy and reference, null where they stay as loaded.
+    """
 
     policy: Policy
     optimizer: OptimizerCallable
     micro_batch_size: int
     autocast: bool
+    cast: torch.dtype | None = field(default=None, kw_only=True)
     known: dict[Hashable, Phase] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
     """Phases that were computed already, for this job or one that differs in some settings alone."""
 
-    @abstractmethod
     def models(self) -> Models:
-        """Build the models without weights."""
+        """Build the models without weights, cast as the Trainer casts them."""
+        models = self.blank()
+        for model in (models.trained, models.reference):
+            for parameter in () if model is None or self.cast is None else model.parameters():
+                parameter.data = parameter.data.to(self.cast)
+        return models
+
+    @abstractmethod
+    def blank(self) -> Models:
+        """Build the models without weights, in the types they are loaded in."""
 
     @abstractmethod
     def phases(self, models: Models) -> list[Phase]:
@@ -77,7 +82,7 @@ class Job(ABC):
         if not self.policy.gradient_checkpointing and type(self.policy) is Policy:
             job = self._with(gradient_checkpointing=True)
             found.append(Change(f"{self.where}.gradient_checkpointing", (("true", job),), ("update",)))
-        if self.policy.adapter is not None and self.policy.dtype in ("float32", "float64"):
+        if self.policy.adapter is not None and self.cast is None and self.policy.dtype in ("float32", "float64"):
             found.append(Change(f"{self.where}.dtype", (("bfloat16", self._with(dtype="bfloat16")),)))
         return [change for change in found if change.jobs]
 
@@ -108,7 +113,7 @@ class Job(ABC):
 
     @property
     def _logit_bytes(self) -> int:
-        return 2 if self.autocast else torch.empty((), dtype=DTYPES[self.policy.dtype]).element_size()
+        return 2 if self.autocast else (self.cast or DTYPES[self.policy.dtype]).itemsize
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class PolicyJob(Job):
     rollouts: tuple[Rollout, ...]
     copies: int
 
-    def models(self) -> Models:
+    def blank(self) -> Models:
         """See :class:`Job`."""
         trained = self.policy.blank()
         reference = None if self.reference is None else self.reference.blank(self.policy, trained)
@@ -198,7 +203,7 @@ class SupervisedJob(Job):
     rows: int
     tokens: int
 
-    def models(self) -> Models:
+    def blank(self) -> Models:
         """See :class:`Job`."""
         return Models(self.policy.blank(), None, ())
 
@@ -233,7 +238,7 @@ class ScorerJob(Job):
 
     where = "model.init_args.scorer.init_args.base.init_args"
 
-    def models(self) -> Models:
+    def blank(self) -> Models:
         """See :class:`Job`."""
         scorer = copy(self.scorer)
         scorer.base = self.policy
@@ -255,43 +260,3 @@ class ScorerJob(Job):
             logits_how="one number a conversation",
         )
         return [self._traced_update(models, update)]
-
-
-def read_job(module: Any, data: Any, *, autocast: bool) -> Job:
-    """The job of a configuration's module and data. Raises ``ValueError`` for modules that are not planned."""
-    if type(module) is PolicyOptimization and isinstance(data, PromptDataModule):
-        return _policy_job(module, data, autocast)
-    if type(module) is SupervisedFineTuning and isinstance(data, SupervisedDataModule):
-        return SupervisedJob(
-            module.policy, module.optimizer, module.micro_batch_size, autocast, data.batch_size, data.max_length
-        )
-    if type(module) is RewardModelling and isinstance(data, JudgedDataModule):
-        common = (module.policy, module.optimizer, module.micro_batch_size, autocast)
-        return ScorerJob(*common, module.scorer, data.batch_size, module.loss.responses)
-    raise ValueError(
-        f"got {type(module).__name__} with {type(data).__name__}; memory is planned for PolicyOptimization on prompts, "
-        "SupervisedFineTuning on demonstrations and RewardModelling on judged responses. For others run a few steps: "
-        "frpo fit --trainer.max_steps 3"
-    )
-
-
-def _policy_job(module: PolicyOptimization, data: PromptDataModule, autocast: bool) -> PolicyJob:
-    def rollout(name: str, sampler: Sampler, prompts: int, group_size: int) -> Rollout:
-        if not isinstance(sampler, InProcessSampler):
-            raise ValueError(f"got the sampler {type(sampler).__name__}; memory is planned for InProcessSampler")
-        return Rollout(name, sampler, prompts, group_size, data.max_prompt_length)
-
-    rollouts = [rollout("rollout", module.sampler, data.batch_size, module.group_size)]
-    if data.sources["val"] is not None:
-        rollouts.append(rollout("validation", module.val_sampler, data.val_batch_size, module.val_group_size))
-    return PolicyJob(
-        module.policy,
-        module.optimizer,
-        module.micro_batch_size,
-        autocast,
-        module.reference,
-        module.kl,
-        module.reward,
-        tuple(rollouts),
-        copies=0 if module.sam is None else 1,
-    )

@@ -106,7 +106,12 @@ def update_phase(model: Any, others: Sequence[nn.Module], update: Update, *, aut
     rest = live.peak - gradients - saved
     checkpointing = "gradient checkpointing" if _checkpoints(model) else "no gradient checkpointing"
     lines = [
-        Line("gradients", gradients, "of the trainable parameters, as far as they are there at the peak"),
+        Line(
+            "gradients",
+            gradients,
+            "of the trainable parameters, as far as they are there at the peak",
+            whole=update.passes > 1,  # ranks sum them in the last micro-batch
+        ),
         Line("activations", saved - logits, f"kept for the backward pass, {update.shape}, {checkpointing}"),
         Line("logits", logits, update.logits_how),
         Line("workspace", rest, "what the operation at the peak needs beside these"),

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Line:
-    """Some bytes, and how they were computed."""
+    """Some bytes, and how they were computed. ``whole``: every rank holds all of them, whatever the strategy."""
 
     name: str
     bytes: int
     how: str
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory of one rank: parameters by number, what is held throughout, and the phases, one at a time."""
+    """The memory of one rank: parameters by number, what is held throughout, and the phases, one at a time.
+
+    ``loaded``: bytes of policy and reference, which a rank loads whole before its device has them.
+    """
 
     trainable: int
     frozen: int
+    loaded: int
     held: tuple[Line, ...]
     phases: tuple[Phase, ...]
 

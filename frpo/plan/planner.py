@@ -48,9 +48,7 @@ def make_plan(job: Job, ranks: Ranks, device: Device) -> MemoryPlan:
     ]
     if ranks.buckets:
         held.append(Line("gradient buckets", gradients, "DDP reduces a copy of the gradients"))
-    if ranks.gathers:
-        held.append(Line("gathered weights", gathered(policy), "the largest layer and what is in no layer, whole"))
-    phases = [_share(phase, ranks) for phase in job.phases(models)]
+    phases = [_share(phase, ranks, models) for phase in job.phases(models)]
     step = Phase(
         "optimiser step",
         (
@@ -62,6 +60,7 @@ def make_plan(job: Job, ranks: Ranks, device: Device) -> MemoryPlan:
     return MemoryPlan(
         training,
         sum(parameter.numel() for parameter in policy.parameters()) - training,
+        sum(weights(model) for model in (policy, models.reference) if model is not None),
         tuple(held),
         tuple(_kept(phase, device) for phase in (*phases, step)),
     )
@@ -112,9 +111,22 @@ def _cut(line: Line, parts: int) -> Line:
     return line if parts == 1 else Line(line.name, -(-line.bytes // parts), f"{line.how}; 1 of {parts} parts")
 
 
-def _share(phase: Phase, ranks: Ranks) -> Phase:
-    lines = (_cut(line, ranks.gradients) if line.name == "gradients" else line for line in phase.lines)
+def _share(phase: Phase, ranks: Ranks, models: Models) -> Phase:
+    parts = {"gradients": ranks.gradients, "copies": ranks.weights}
+    lines = [line if line.whole else _cut(line, parts.get(line.name, 1)) for line in phase.lines]
+    if ranks.gathers and phase.name != "reward":
+        lines.append(_gathered(phase, models))
     return Phase(phase.name, tuple(lines))
+
+
+def _gathered(phase: Phase, models: Models) -> Line:
+    """Weights that are put together for a phase, beside the parts that stay."""
+    if phase.name == "update":
+        return Line("gathered weights", gathered(models.trained), "the largest layer and what is in no layer, whole")
+    if phase.name == "validation" and models.reference is not None:
+        whole = weights(models.trained) + weights(models.reference)
+        return Line("gathered weights", whole, "the whole policy and the whole reference")
+    return Line("gathered weights", weights(models.trained), "the whole policy")
 
 
 def _kept(phase: Phase, device: Device) -> Phase:

@@ -22,8 +22,8 @@ from frpo.plan.plan import size
 class Ranks:
     """Into how many parts weights, gradients and optimiser states are cut, and what stands beside them.
 
-    ``buckets``: gradients are reduced from a copy of their own. ``gathers``: cut weights are put together again for a
-    layer at a time.
+    ``buckets``: gradients are reduced from a copy of their own. ``gathers``: cut weights are put together again, for a
+    layer at a time in an update and whole while completions are drawn.
     """
 
     name: str

@@ -50,6 +50,10 @@ def test_a_run_for_gpus_is_planned_on_a_machine_without(frpo, monkeypatch):
     ("words", "said"),
     [
         (("--config", TINY, "--memory", "much"), "--memory: got 'much'"),
+        (
+            ("--config", TINY, "--trainer.precision", "transformer-engine"),
+            "trainer.precision: got 'transformer-engine'",
+        ),
         (("--config", TINY, "--model.init_args.micro_batch_sise", "1"), "micro_batch_size"),
         (("--config", str(shipped("recipes") / "tiny" / "tar.yaml")), "got TamperResistance"),
     ],

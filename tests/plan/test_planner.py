@@ -173,6 +173,14 @@ def test_half_precision_halves_the_activations(wide_dir):
     assert line(narrow, "activations", "update") < 0.8 * line(wide, "activations", "update")
 
 
+def test_weights_that_the_trainer_casts_are_planned_so(wide_dir):
+    wide, narrow = (make_plan(replace(job(wide_dir), cast=cast), ONE, CPU) for cast in (None, torch.bfloat16))
+    for name in ("policy weights", "reference weights", "optimiser states"):
+        assert line(narrow, name) == pytest.approx(line(wide, name) / 2, rel=0.01)
+    assert line(narrow, "logits", "update") * 2 == line(wide, "logits", "update")
+    assert line(narrow, "KV cache", "rollout") * 2 == line(wide, "KV cache", "rollout")
+
+
 def test_supervised_steps_are_planned(wide_dir):
     plan = make_plan(SupervisedJob(Policy(wide_dir), torch.optim.AdamW, 2, False, 4, 64), ONE, CPU)
     assert [phase.name for phase in plan.phases] == ["update", "optimiser step"]
@@ -188,7 +196,11 @@ def test_what_is_sharded_is_divided(wide_dir):
     for name in ("policy weights", "reference weights", "optimiser states"):
         assert line(cut, name) == -(-line(one, name) // 8)
     assert line(cut, "gradients", "optimiser step") == -(-line(one, "gradients", "optimiser step") // 8)
-    assert line(cut, "gathered weights") == gathered(Policy(wide_dir).blank())
+    assert line(cut, "gathered weights", "update") == gathered(Policy(wide_dir).blank())
+    assert line(cut, "gathered weights", "rollout") == weights(Policy(wide_dir).load())
+    assert line(cut, "gradients", "update") == -(-line(one, "gradients", "update") // 8)
+    summed = make_plan(job(wide_dir, mbs=4), ranks, CPU)  # over two micro-batches each rank has them whole
+    assert line(summed, "gradients", "update") == 4 * one.trainable
     ddp = make_plan(job(wide_dir), read_ranks("ddp", 4, 1, gpu=False), CPU)
     assert line(ddp, "policy weights") == line(one, "policy weights")
     assert line(ddp, "gradient buckets") == 4 * one.trainable
