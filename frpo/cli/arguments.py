@@ -12,6 +12,8 @@ from frpo.cli.yaml_files import INCLUDE, Document, load_text, read_with_includes
 CONFIG_FLAGS = ("--config", "-c")
 HELP_FLAGS = ("--help", "-h")
 PRINT_FLAG = "--print_config"
+CLASSES = ("model", "data")
+"""Settings that are an object each, of a class chosen by ``class_path``."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Arguments:
 
     def option_args(self) -> list[str]:
         """The options and requests for help as command line words again."""
-        return [f"--{option.key}={option.text}" for option in self.options] + self.help
+        return [_word(option) for option in self.options] + self.help
 
 
 def split_arguments(args: Sequence[str]) -> Arguments:
@@ -75,6 +77,17 @@ def split_arguments(args: Sequence[str]) -> Arguments:
         else:
             raise ConfigError(f"got {word!r} on the command line, expected --key value or --config FILE")
     return found
+
+
+def _word(option: Option) -> str:
+    first, *inner = option.names
+    if option.text not in ("null", "~") or first not in CLASSES or not inner:
+        return f"--{option.key}={option.text}"
+    # jsonargparse hands a null to a class's setting as the text "None"; within a mapping it stays what it is.
+    mapping = "null"
+    for name in reversed(inner):
+        mapping = f"{{{name}: {mapping}}}"
+    return f"--{first}={mapping}"
 
 
 def _value_of(name: str, words: list[str]) -> str:

@@ -78,6 +78,15 @@ def test_a_fragment_may_come_before_the_file_that_names_the_class(folder, frpo):
     assert configuration(out)["model"]["init_args"]["lr"] == 0.25
 
 
+@pytest.mark.parametrize("key", ["model.init_args.policy.init_args.adapter", "model.policy.adapter"])
+def test_null_removes_what_a_file_has_set(folder, frpo, key):
+    status, out, err = frpo("fit", "--config", "recipes/smollm2/safety_frpo.yaml", f"--{key}", "null", "--print_config")
+    assert status == 0, err
+    policy = configuration(out)["model"]["init_args"]["policy"]["init_args"]
+    assert policy["adapter"] is None
+    assert policy["path"] == "models/smollm2-135m-instruct"
+
+
 def test_fit_writes_the_configuration_without_secrets_and_resumes_from_last(folder, frpo, monkeypatch):
     monkeypatch.setenv("FRPO_TEST_API_KEY", "sk-0123456789abcdefghij")
     secret = ("--model.label", "${oc.env:FRPO_TEST_API_KEY}")
