@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 import frpo
+from frpo.callbacks.end_together import EndTogether
 from frpo.callbacks.evaluation import Evaluation
 from frpo.callbacks.run_record import RunRecord
 from frpo.cli.arguments import Arguments, split_arguments
@@ -142,11 +143,17 @@ class FrpoCLI(LightningCLI):
             self._check_manual_optimization()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the callback that runs the suites of ``evaluation`` where it names any."""
+        """The trainer, with the callbacks that runs get without naming them.
+
+        One runs the suites of ``evaluation`` where it names any, one ends several ranks together.
+        """
         trainer = super().instantiate_trainer(**kwargs)
         settings = self.config_init.evaluation.as_dict()
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        several = trainer.num_devices * trainer.num_nodes > 1
+        if several and not any(isinstance(callback, EndTogether) for callback in callbacks):
+            callbacks.insert(0, EndTogether())
         if settings["suites"]:
-            callbacks = trainer.callbacks  # type: ignore[attr-defined]
             # The evaluation of a step is done before its checkpoint, and checkpoint callbacks come last.
             last = next((i for i, c in enumerate(callbacks) if isinstance(c, ModelCheckpoint)), len(callbacks))
             callbacks.insert(last, Evaluation(str(self.output_dir), **settings))

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from frpo.callbacks.end_together import EndTogether
 from frpo.cli.errors import ConfigError
 from frpo.cli.parsing import FrpoCLI
 
@@ -97,6 +98,9 @@ def refusals(trainer: Any) -> Iterator[None]:
     """Turn what is refused before the first batch into a :class:`ConfigError`; later errors keep their traceback."""
     started = _Started()
     trainer.callbacks.append(started)
+    for callback in trainer.callbacks:
+        if isinstance(callback, EndTogether):
+            callback.start(trainer)
     try:
         yield
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:

@@ -46,6 +46,11 @@ class Reward(ABC):
     ``Judgement.abstain``. Neither is ever a number. Constructors are cheap: what is heavy is built in :meth:`setup`.
     """
 
+    @property
+    def collective(self) -> bool:
+        """Whether all ranks judge together: each must make every call that another makes, with no completions too."""
+        return False
+
     def setup(self, device: torch.device) -> None:  # noqa: B027 - most rewards have nothing to build
         """Build what is heavy (models, clients) once, before the first call."""
 

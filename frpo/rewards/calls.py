@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from frpo.rewards.base import Reward
 from frpo.types import Completion, Judgement, Status
+
+Key = TypeVar("Key")
 
 
 class RewardError(RuntimeError):
@@ -22,6 +24,10 @@ class UnusableRewardError(RuntimeError):
 
 class MalformedJudgementsError(ValueError):
     """A reward returned something other than one judgement a completion: its code is at fault, no row."""
+
+
+CALL_ERRORS = (RewardError, UnusableRewardError, MalformedJudgementsError)
+"""All that :func:`call_reward` raises."""
 
 
 class RowReward(Reward):
@@ -59,11 +65,11 @@ def call_reward(reward: Reward, completions: Sequence[Completion]) -> list[Judge
         UnusableRewardError: the reward can judge nothing.
         MalformedJudgementsError: the reward returned the wrong number of judgements, or none at all.
     """
-    if not completions:
+    if not completions and not reward.collective:
         return []
     try:
         results = reward(completions)
-    except (RewardError, UnusableRewardError, MalformedJudgementsError):
+    except CALL_ERRORS:
         raise
     except Exception as error:
         tasks = sorted({completion.task for completion in completions})
@@ -82,6 +88,25 @@ def call_reward(reward: Reward, completions: Sequence[Completion]) -> list[Judge
             "expected one each, in order: a row without a score is Judgement.abstain or Judgement.failed"
         )
     return [as_judgement(result, type(reward).__name__) for result in results]
+
+
+def call_each(calls: Mapping[Key, tuple[Reward, Sequence[Completion]]]) -> dict[Key, list[Judgement]]:
+    """:func:`call_reward` for each reward and its completions.
+
+    Raises the first error, but only once every collective reward was called: other ranks wait in it for this one.
+    """
+    judged: dict[Key, list[Judgement]] = {}
+    first: Exception | None = None
+    for key, (reward, completions) in calls.items():
+        if first is not None and not reward.collective:
+            continue
+        try:
+            judged[key] = call_reward(reward, completions)
+        except CALL_ERRORS as error:
+            first = first or error
+    if first is not None:
+        raise first
+    return judged
 
 
 def as_judgement(result: Any, source: str) -> Judgement:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import call_reward, require_finite
+from frpo.rewards.calls import call_each, call_reward, require_finite
 from frpo.types import Completion, Judgement
 
 
@@ -31,6 +31,11 @@ class Composite(Reward):
                     "'/', which joins the names of nested parts"
                 )
         self.rewards = rewards
+
+    @property
+    def collective(self) -> bool:
+        """Whether a part is."""
+        return any(reward.collective for reward in self.rewards.values())
 
     def setup(self, device: torch.device) -> None:
         """Set up every part."""
@@ -53,7 +58,7 @@ class Composite(Reward):
 
     def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
         """Judge each completion by every part and combine."""
-        parts = {name: call_reward(reward, completions) for name, reward in self.rewards.items()}
+        parts = call_each({name: (reward, completions) for name, reward in self.rewards.items()})
         return [
             self._judge({name: judgements[i] for name, judgements in parts.items()}) for i in range(len(completions))
         ]
@@ -148,6 +153,11 @@ class Complement(Reward):
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
+
+    @property
+    def collective(self) -> bool:
+        """Whether the reward is."""
+        return self.reward.collective
 
     def setup(self, device: torch.device) -> None:
         """Set up the reward."""

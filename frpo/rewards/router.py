@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import call_reward
+from frpo.rewards.calls import call_each
 from frpo.rewards.compose import combined_identity
 from frpo.types import Completion, Judgement
 
@@ -26,6 +26,11 @@ class Router(Reward):
             raise ValueError("Router.routes: got none, expected a reward by task, as `safety: {class_path: ...}`")
         self.routes = routes
         self.default = default
+
+    @property
+    def collective(self) -> bool:
+        """Whether a route is."""
+        return any(reward.collective for reward in self._rewards())
 
     def setup(self, device: torch.device) -> None:
         """Set up every route."""
@@ -54,11 +59,18 @@ class Router(Reward):
         rows: dict[str | None, list[int]] = {}
         for i, completion in enumerate(completions):
             rows.setdefault(completion.task if completion.task in self.routes else None, []).append(i)
-        judgements: dict[int, Judgement] = {}
-        for indices in rows.values():
-            batch = [completions[i] for i in indices]
-            judgements.update(zip(indices, call_reward(self._route(batch[0].task), batch), strict=True))
-        return [judgements[i] for i in range(len(completions))]
+        rewards: dict[str | None, Reward] = dict(self.routes.items())
+        if None in rows:
+            rewards[None] = self._route(completions[rows[None][0]].task)
+        elif self.default is not None:
+            rewards[None] = self.default
+        judged = call_each(
+            {key: (reward, [completions[i] for i in rows.get(key, [])]) for key, reward in rewards.items()}
+        )
+        placed = {
+            i: judgement for key, indices in rows.items() for i, judgement in zip(indices, judged[key], strict=True)
+        }
+        return [placed[i] for i in range(len(completions))]
 
     def _rewards(self) -> list[Reward]:
         return [*self.routes.values(), *([] if self.default is None else [self.default])]

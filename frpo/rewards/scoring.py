@@ -19,7 +19,8 @@ def score(reward: Reward, rollout: RolloutBatch, *, on_error: Literal["raise", "
     """Judge the P*G completions of ``rollout``; only values enter ``rewards``, everything else is masked.
 
     ``on_error`` says what an exception in the reward becomes: "raise" stops the run; "failed" judges the
-    completions again one at a time and makes a failed judgement of each that raises. Never a reward of 0.
+    completions again one at a time and makes a failed judgement of each that raises (of all, where ``reward`` is
+    collective). Never a reward of 0.
 
     Raises:
         RewardError: the reward raised and ``on_error`` is "raise".
@@ -32,10 +33,13 @@ def score(reward: Reward, rollout: RolloutBatch, *, on_error: Literal["raise", "
     completions = rollout.completions()
     try:
         judgements = call_reward(reward, completions)
-    except RewardError:
+    except RewardError as error:
         if on_error == "raise":
             raise
-        judgements = [_judge_alone(reward, completion) for completion in completions]
+        if reward.collective:  # alone, this rank would be out of step with the others
+            judgements = [Judgement.failed(str(error))] * len(completions)
+        else:
+            judgements = [_judge_alone(reward, completion) for completion in completions]
     shape = tuple(rollout.completion_ids.shape[:2])
     valued = [judgement.status == "value" for judgement in judgements]
     values = [j.value if ok else 0.0 for j, ok in zip(judgements, valued, strict=True)]
