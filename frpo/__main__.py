@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import NamedTuple
@@ -78,6 +79,11 @@ def main(args: list[str] | None = None) -> int:
             raise
         print(f"frpo {name}: error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if os.environ.get("FRPO_TRACEBACK"):
+            raise
+        print(f"frpo {name}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

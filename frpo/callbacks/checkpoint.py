@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import zipfile
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from frpo.callbacks.checkpoint_files import LAST, latest
 from frpo.callbacks.checkpoint_io import PARTIAL, AtomicCheckpointIO, save_error
+from frpo.callbacks.stopping import StopRequest
 
-LAST = "last.ckpt"
+__all__ = ["LAST", "Checkpoint", "latest"]
 
 
 class Checkpoint(ModelCheckpoint):
@@ -27,13 +31,18 @@ class Checkpoint(ModelCheckpoint):
       optimiser steps and jump over the multiple), and at the end of training;
     - saves after the validation of a step where one is due: a checkpoint taken before it would resume behind it, and
       a validation interrupted by a kill would never be run;
-    - writes whole files or none, and gives ``last.ckpt`` as a second name of the same file.
+    - writes whole files or none, and gives ``last.ckpt`` as a second name of the same file;
+    - at SIGTERM or Ctrl-C finishes the batch in hand, saves that step and raises Lightning's ``SIGTERMException``. A
+      validation that was due or under way is run by the resumed fit. With several ranks it is enough that one got the
+      signal, and a validation under way is finished first. The last batch of a run is not stopped after: the run ends.
+      A second Ctrl-C stops at once, without saving.
 
     Args:
         output_dir: Folder of the run.
         every_n_train_steps: Optimiser steps between checkpoints.
-        save_top_k: How many ``step=*.ckpt`` to keep: the newest without ``monitor`` (1; 0 keeps ``last.ckpt`` alone;
-            -1 keeps all), the best by ``monitor`` otherwise.
+        save_top_k: How many ``step=*.ckpt`` to keep: the newest without ``monitor``, the best by ``monitor`` otherwise;
+            0 keeps ``last.ckpt`` alone, -1 all. While one is written there is one more. With 2, the default, a run
+            whose newest file is damaged goes on from the one before; 1 halves the disk space and has none before.
         monitor: Logged metric to rank checkpoints by, ``val/reward`` say; None keeps the newest.
         mode: Whether ``max`` or ``min`` of ``monitor`` is best.
 
@@ -47,7 +56,7 @@ class Checkpoint(ModelCheckpoint):
         self,
         output_dir: str,
         every_n_train_steps: int = 50,
-        save_top_k: int = 1,
+        save_top_k: int = 2,
         monitor: str | None = None,
         mode: str = "max",
     ) -> None:
@@ -60,8 +69,9 @@ class Checkpoint(ModelCheckpoint):
             dirpath=Path(output_dir) / "checkpoints",
             filename="step={step:06d}",
             auto_insert_metric_name=False,
-            monitor=monitor,
-            mode=mode,
+            # Lightning ranks by a metric alone; the newest are the best by step.
+            monitor=monitor or "step",
+            mode=mode if monitor else "max",
             save_top_k=save_top_k,
             save_last=True,
             every_n_train_steps=every_n_train_steps,
@@ -69,6 +79,14 @@ class Checkpoint(ModelCheckpoint):
         )
         self._every = every_n_train_steps
         self._due = False
+        self._request = StopRequest()
+        self._stopping = False
+        self._validation_left = False
+
+    @property
+    def stopped_by(self) -> signal.Signals | None:
+        """The signal that this process got while it trained, None for none."""
+        return self._request.received
 
     @property
     def state_key(self) -> str:
@@ -85,23 +103,61 @@ class Checkpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         self.last_model_path = str(self._folder / LAST)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What to keep in mind about the files, and whether the validation of this step is still to be run."""
+        return {**super().state_dict(), "validation_left": self._validation_left}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the same files."""
+        super().load_state_dict(state_dict)
+        self._validation_left = state_dict.get("validation_left", False)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing needs saving before a step is taken, fresh or resumed."""
+        """Nothing needs saving before a step is taken, fresh or resumed; a stopped run may owe a validation."""
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
+        self._stopping = False
+        self._request.listen(says=trainer.is_global_zero)
+        if self._validation_left:
+            _validate(trainer)
+            self._validation_left = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop here where the batch before was to be the last: its metrics are logged by now."""
+        self._stop_if_agreed()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save now, or after the validation that follows."""
         passed = trainer.global_step // self._every > self._last_global_step_saved // self._every
         # Saved in on_train_end, the last step would count its epoch as complete, and a longer run would skip the rest.
-        stops = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
-        self._due = self._due or passed or stops
-        if self._due and not _validation_follows(trainer):
+        stops = _stops(trainer)
+        self._stopping = not _ends(trainer) and self._agree(trainer)
+        self._due = self._due or passed or stops or self._stopping
+        follows = _validation_follows(trainer)
+        if self._stopping and follows:
+            self._leave_validation(trainer)
+        elif self._due and not follows:
             self._save(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the validation to the resumed run."""
+        self._stop_if_agreed()
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Leave an unfinished validation to the resumed run. Ranks may differ in batches, so one alone does this."""
+        asked = trainer.world_size == 1 and self._training(trainer) and self._request.received is not None
+        if asked and not _ends(trainer):
+            self._stopping = True
+            self._leave_validation(trainer)
+            self._stop_if_agreed()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was put off until the validation was done."""
-        if self._due and not trainer.sanity_checking:
+        if not self._training(trainer):
+            return
+        self._validation_left = False
+        self._stopping = not _ends(trainer) and self._agree(trainer)
+        if self._due or self._stopping:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,6 +166,22 @@ class Checkpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the steps since the last checkpoint."""
         self._save(trainer)
+
+    @staticmethod
+    def _training(trainer: Trainer) -> bool:
+        return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+    def _agree(self, trainer: Trainer) -> bool:
+        """Whether any rank is to stop. Every rank asks at the same places."""
+        return bool(trainer.strategy.reduce_boolean_decision(self._request.received is not None, all=False))
+
+    def _leave_validation(self, trainer: Trainer) -> None:
+        self._validation_left = True
+        self._save(trainer)
+
+    def _stop_if_agreed(self) -> None:
+        if self._stopping:
+            raise SIGTERMException
 
     @property
     def _folder(self) -> Path:
@@ -138,25 +210,6 @@ class Checkpoint(ModelCheckpoint):
             self._save_checkpoint(trainer, str(last))
 
 
-def latest(path: Path | str) -> Path | None:
-    """The newest whole checkpoint of a run, None where there is none.
-
-    ``path`` is a run's output folder, its ``checkpoints`` folder, or a checkpoint, which is returned if whole. A file
-    that a crash or a full disk cut short is passed over.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path if zipfile.is_zipfile(path) else None
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    files = [file for file in folder.glob("*.ckpt") if _is_whole(file)]
-    return max(files, key=lambda file: (file.stat().st_mtime_ns, file.name == LAST), default=None)
-
-
-def _is_whole(path: Path) -> bool:
-    # A sharded checkpoint is a folder whose meta.pt is written last.
-    return (path / "meta.pt").is_file() if path.is_dir() else path.is_file() and zipfile.is_zipfile(path)
-
-
 def _prepare(folder: Path) -> None:
     probe = folder / f"probe{PARTIAL}"
     try:
@@ -179,6 +232,28 @@ def _link(source: Path, name: Path) -> bool:
         return False
     os.replace(partial, name)
     return True
+
+
+def _stops(trainer: Trainer) -> bool:
+    """Whether training ends with the batch in hand for its number of steps, or because a callback said so."""
+    return trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether training ends with the batch in hand for any reason."""
+    epochs = trainer.max_epochs
+    return _stops(trainer) or (
+        epochs is not None and 0 <= epochs <= trainer.current_epoch + 1 and trainer.is_last_batch
+    )
+
+
+def _validate(trainer: Trainer) -> None:
+    """Run the validation loop of the fit, as the fit does after a batch."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
 
 
 def _validation_follows(trainer: Trainer) -> bool:

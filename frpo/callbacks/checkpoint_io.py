@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from frpo.tracking.durable import disk_error
+from frpo.tracking.durable import DiskError, disk_error
 
 PARTIAL = ".partial"
 
@@ -83,7 +83,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def save_error(target: Path, error: OSError) -> OSError:
+def save_error(target: Path, error: OSError) -> DiskError:
     """The error of a failed save, saying which checkpoint is still good."""
     remedy = "free space there or choose another output_dir"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

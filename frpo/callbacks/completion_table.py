@@ -105,6 +105,11 @@ class CompletionTable(Callback):
         if self._parts is not None:
             self._parts.sync()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the parts of a checkpoint that had nothing left to do stored, if its process had no time to."""
+        if trainer.global_step > 0:
+            self._open(trainer)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close and store what there is."""
         try:

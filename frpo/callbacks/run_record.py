@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from frpo.tracking.durable import free_name, write_whole
 from frpo.tracking.metrics_csv import MetricsCSV
@@ -73,6 +74,10 @@ class RunRecord(Callback):
         if config is not None:
             self._tracker.log_text(config, f"{folder}config.yaml")
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the run of a checkpoint that had nothing left to do: its process was killed after the last step."""
+        self._begin(rerun=True)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log a validation on its own into the run its checkpoint names."""
         if not trainer.sanity_checking:
@@ -81,6 +86,11 @@ class RunRecord(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log a test into the run its checkpoint names."""
         self._begin(rerun=False)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell a run that was stopped from one that failed."""
+        if self._tracker is not None and isinstance(exception, SIGTERMException | KeyboardInterrupt):
+            self._tracker.stopped()
 
     def state_dict(self) -> dict[str, Any]:
         """The run's key and, once a server has answered, its id."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from frpo.callbacks.checkpoint import latest
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from frpo.callbacks.checkpoint_files import is_whole, newest_first
 from frpo.cli.errors import ConfigError, nearest
 from frpo.models.checkpoint import read_checkpoint
 
@@ -14,17 +18,13 @@ FOR_TRAINING = frozenset({"loops", "optimizer_states"})
 
 
 def find_checkpoint(ckpt_path: str, folders: Iterable[Path]) -> Path:
-    """Return the file that ``ckpt_path`` names; ``last`` is the newest whole checkpoint in ``folders``."""
+    """Return the file that ``ckpt_path`` names; ``last`` is the newest whole checkpoint in ``folders``.
+
+    A newer one that is damaged is passed over with a warning.
+    """
     folders = list(dict.fromkeys(folders))
     if ckpt_path == LAST:
-        found = next((path for path in map(latest, folders) if path is not None), None)
-        if found is None:
-            looked = " or ".join(str(folder) for folder in folders)
-            raise ConfigError(
-                f"ckpt_path: got 'last', but there is no whole checkpoint in {looked}; leave ckpt_path out to start "
-                "from the beginning, or give the --name or --output_dir of the run to go on with"
-            )
-        return found
+        return _last(folders)
     path = Path(ckpt_path)
     if not path.exists():
         beside = sorted({str(file) for folder in (path.parent, *folders) for file in folder.glob("*.ckpt")})
@@ -34,6 +34,43 @@ def find_checkpoint(ckpt_path: str, folders: Iterable[Path]) -> Path:
     return path
 
 
+def _last(folders: list[Path]) -> Path:
+    for folder in folders:
+        damaged: list[Path] = []
+        for file in newest_first(folder):
+            if is_whole(file):
+                if damaged:
+                    _warn(f"{described(damaged)} is damaged; using the one before it, {described([file])}")
+                return file
+            damaged.append(file)
+    looked = " or ".join(str(folder) for folder in folders)
+    damaged = [file for folder in folders for file in newest_first(folder)]
+    found = f" ({', '.join(file.name for file in damaged)}: damaged)" if damaged else ""
+    raise ConfigError(
+        f"ckpt_path: got 'last', but there is no whole checkpoint in {looked}{found}; leave ckpt_path out to start "
+        "from the beginning, or give the --name or --output_dir of the run to go on with"
+    )
+
+
+def described(files: list[Path]) -> str:
+    """Checkpoints by name, each with its step where that can be told: ``a/last.ckpt (step 6)``."""
+    return " and ".join(f"{file} (step {'unknown' if (step := _step(file)) is None else step})" for file in files)
+
+
+def _step(file: Path) -> int | None:
+    # The name is there even where the content is damaged; last.ckpt is a second name of such a file.
+    for name in [file, *sorted(file.parent.glob("step=*.ckpt"))]:
+        numbered = re.fullmatch(r"step=(\d+)\.ckpt", name.name)
+        if numbered and name.samefile(file):
+            return int(numbered[1])
+    return int(read_checkpoint(file)["global_step"]) if file.is_file() and is_whole(file) else None
+
+
+@rank_zero_only
+def _warn(text: str) -> None:
+    print(f"frpo: warning: {text}", file=sys.stderr)
+
+
 def check_checkpoint(path: Path, for_training: bool) -> None:
     """Raise :class:`ConfigError` unless ``path`` is a whole checkpoint that loads without running code.
 
@@ -41,6 +78,11 @@ def check_checkpoint(path: Path, for_training: bool) -> None:
     """
     if path.is_dir():
         return
+    if not is_whole(path):
+        raise ConfigError(
+            f"ckpt_path: {path} is damaged: it was cut short, or its bytes do not fit their checksums; use an earlier "
+            "checkpoint of the run, or leave ckpt_path out"
+        )
     try:
         missing = FOR_TRAINING - set(read_checkpoint(path)) if for_training else set()
     except (ValueError, OSError) as error:

@@ -14,11 +14,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from frpo.callbacks.checkpoint import Checkpoint, latest
 from frpo.callbacks.end_together import EndTogether
+from frpo.cli.checkpoint import described
 from frpo.cli.errors import ConfigError
 from frpo.cli.parsing import FrpoCLI
-
-TERMINATED = 128 + signal.SIGTERM
+from frpo.tracking.durable import DiskError
 
 
 class _Started(Callback):
@@ -65,10 +66,29 @@ def fit(args: list[str]) -> int:
     try:
         with refusals(cli.trainer):
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except SIGTERMException:  # Lightning's own exit status for it is 0, as if the run were complete
-        print("frpo fit: terminated; go on from the last checkpoint with --ckpt_path last", file=sys.stderr)
-        return TERMINATED
+    except SystemExit as stop:  # Lightning's own exit status for SIGTERM is 0, as if the run were complete
+        return _stopped(cli.trainer, stop)
     return 0
+
+
+def _stopped(trainer: Any, stop: SystemExit) -> int:
+    """Say how to go on after a signal; return the exit status that a shell gives to it."""
+    callback = trainer.checkpoint_callback
+    if isinstance(stop, SIGTERMException):
+        by = (callback.stopped_by if isinstance(callback, Checkpoint) else None) or signal.SIGTERM
+    elif isinstance(stop.__context__, KeyboardInterrupt):
+        by = signal.SIGINT
+    else:
+        raise stop
+    if not trainer.is_global_zero:
+        # Lightning's launcher kills the other processes as soon as one of its own ends with another status.
+        return 0
+    saved = None if callback is None or callback.dirpath is None else latest(callback.dirpath)
+    advice = "no checkpoint was written yet; start again without --ckpt_path"
+    if saved is not None:
+        advice = f"go on from {described([saved])} with --ckpt_path last"
+    print(f"frpo fit: stopped by {by.name} after step {trainer.global_step}; {advice}", file=sys.stderr)
+    return 128 + by
 
 
 def validate(args: list[str]) -> int:
@@ -95,7 +115,10 @@ def evaluate(command: str, args: list[str], verbose: bool = True) -> Mapping[str
 
 @contextmanager
 def refusals(trainer: Any) -> Iterator[None]:
-    """Turn what is refused before the first batch into a :class:`ConfigError`; later errors keep their traceback."""
+    """Turn what is refused before the first batch into a :class:`ConfigError`; later errors keep their traceback.
+
+    A disk that is full or cannot be written says all there is to say at any time.
+    """
     started = _Started()
     trainer.callbacks.append(started)
     for callback in trainer.callbacks:
@@ -103,6 +126,8 @@ def refusals(trainer: Any) -> Iterator[None]:
             callback.start(trainer)
     try:
         yield
+    except DiskError as error:
+        raise ConfigError(error.strerror or str(error)) from error
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if started.value:
             raise

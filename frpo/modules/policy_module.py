@@ -150,14 +150,22 @@ class PolicyModule(L.LightningModule):
         self.train_averages.update(f"seconds_{name}", perf_counter() - start)
 
     def _log_training(self, step: int) -> None:
-        """Log the averages since the last time metrics were logged; ``step`` is the step before the update."""
+        """Log the averages since the last time metrics were logged; ``step`` is the step before the update.
+
+        They go to the loggers here: Lightning would log them after the checkpoint of the step, and a kill in between
+        would lose them. Lightning gets them for the progress bar and for callbacks.
+        """
         batches = self.trainer.fit_loop.total_batch_idx + 1
         due = batches % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if due or batches == 1:  # the first is shown at once
-            for name, value in self.train_averages.compute().items():
-                self.log(f"train/{name}", value, prog_bar=name in self.shown, rank_zero_only=True)
-            # The axis of metrics is the optimiser step before the update, as in the completion table.
-            self.log("step", float(step), rank_zero_only=True)
+            means = {f"train/{name}": value for name, value in self.train_averages.compute().items()}
+            for name, value in means.items():
+                shown = name.removeprefix("train/") in self.shown
+                self.log(name, value, prog_bar=shown, logger=False, rank_zero_only=True)
+            if due:
+                for logger in self.loggers:
+                    # The axis of metrics is the optimiser step before the update, as in the completion table.
+                    logger.log_metrics(means, step)
         if due:
             self.train_averages.reset()
 

@@ -7,6 +7,10 @@ import shutil
 from pathlib import Path
 
 
+class DiskError(OSError):
+    """The disk refused a file; the message says what to do."""
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a crash leaves the old content or the new, never a part.
 
@@ -53,8 +57,8 @@ def free_name(path: Path) -> Path:
     return name
 
 
-def disk_error(path: Path | str, error: OSError, remedy: str = "") -> OSError:
-    """The same kind of error, saying which file, how much space is left, and what to do about it."""
+def disk_error(path: Path | str, error: OSError, remedy: str = "") -> DiskError:
+    """An error that says which file, how much space is left, and what to do about it; ``errno`` is kept."""
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -62,4 +66,4 @@ def disk_error(path: Path | str, error: OSError, remedy: str = "") -> OSError:
     advice = remedy or "free space there, make the folder writable, or choose another output_dir"
     reason = error.strerror or str(error)
     message = f"cannot write {path}: {reason} ({free:,} bytes free in {folder}); {advice}"
-    return type(error)(error.errno, message) if error.errno is not None else OSError(message)
+    return DiskError(error.errno, message) if error.errno is not None else DiskError(message)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from frpo.tracking.durable import cut_torn_line, disk_error, free_name, write_whole
 
 Row = dict[str, str]
+_AXES = {"step", "epoch"}
 
 
 class MetricsCSV(Logger):
@@ -23,8 +24,9 @@ class MetricsCSV(Logger):
     ``CSVLogger`` deletes the file of an earlier run in the same folder, a resumed one included, and writes
     hyperparameters with their secrets beside it; this one keeps the rows and writes metrics alone.
 
-    On :meth:`begin` a fresh run moves an earlier file aside (``metrics.1.csv``); a resumed one drops, at its first row,
-    the rows from that step on, for it produces them again.
+    On :meth:`begin` a fresh run moves an earlier file aside (``metrics.1.csv``). A resumed one drops, at its first row,
+    the rows of later steps, for it produces them again; of the same step those that it does produce again: a validation
+    before the checkpoint has the step of the rollout after it, and is not repeated.
     """
 
     def __init__(self, output_dir: str) -> None:
@@ -32,6 +34,7 @@ class MetricsCSV(Logger):
         self._path = Path(output_dir) / "metrics.csv"
         self._columns: list[str] = []
         self._opened = self._rerun = False
+        self._first_step: int | None = None
 
     @property
     def name(self) -> str:
@@ -51,7 +54,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def begin(self, resumed: bool) -> None:
         """Say whether the fit that starts is fresh or goes on from a checkpoint."""
-        self._rerun = resumed
+        self._rerun, self._first_step = resumed, None
         if not resumed and not self._opened and self._path.is_file():
             self._path.rename(free_name(self._path))
 
@@ -59,8 +62,9 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""
         step = step or 0
-        self._open(step)
         row = {"step": str(step), **{name: str(value) for name, value in metrics.items()}}
+        self._open()
+        self._drop_repeated(step, set(row) - _AXES)
         new = sorted(set(row) - set(self._columns))
         if new:
             rows = self._rows()
@@ -77,15 +81,24 @@ class MetricsCSV(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration is in config.yaml."""
 
-    def _open(self, step: int) -> None:
+    def _open(self) -> None:
         if not self._opened:
             self._opened = True
             cut_torn_line(self._path)
             rows = self._rows()
             self._columns = list(rows[0]) if rows else []
-        if self._rerun:
+
+    def _drop_repeated(self, step: int, names: set[str]) -> None:
+        if not self._rerun:
+            return
+        if self._first_step is None:
+            self._first_step = step
+        if step > self._first_step:
             self._rerun = False
-            kept = [row for row in self._rows() if int(row["step"]) < step]
+            return
+        rows = self._rows()
+        kept = [row for row in rows if (at := int(row["step"])) < step or (at == step and not _shares(row, names))]
+        if len(kept) < len(rows):
             write_whole(self._path, self._format(kept, header=True))
 
     def _rows(self) -> list[Row]:
@@ -101,3 +114,7 @@ class MetricsCSV(Logger):
             writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
+
+
+def _shares(row: Row, names: set[str]) -> bool:
+    return any(row.get(name) for name in names)

@@ -80,8 +80,11 @@ class Spool:
 
     def reject(self, event: Event, reason: str) -> Path:
         """Put aside an event that the server will never take; return the file it lies in."""
-        with self._rejected_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"reason": reason, "event": event}) + "\n")
+        try:
+            with self._rejected_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"reason": reason, "event": event}) + "\n")
+        except OSError as error:
+            raise disk_error(self._rejected_path, error) from error
         return self._rejected_path
 
     def run_id(self, run: str) -> str | None:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from frpo.tracking.courier import Courier, check_tracking_uri
+from frpo.tracking.durable import DiskError
 from frpo.tracking.outbox import Outbox
 from frpo.tracking.redaction import redact, redact_text
 from frpo.tracking.spool import SPOOL_NAME, Event, Spool
@@ -71,7 +72,7 @@ class MLflowTracker(Logger):
         self._tags, self._artifact_location = tags or {}, artifact_location
         self._key = uuid.uuid4().hex
         self._known_run_id: str | None = None
-        self._rerun = self._opened = False
+        self._rerun = self._opened = self._stopped = False
         self._early: list[Event] = []
         self._outbox: Outbox | None = None
 
@@ -143,12 +144,24 @@ class MLflowTracker(Logger):
         """Store a local file as an artifact in ``folder``; its content is sent as it is when the server takes it."""
         self._send({"op": "artifact", "path": str(path.absolute()), "folder": folder})
 
+    def stopped(self) -> None:
+        """Have the run end as KILLED: someone asked it to stop, and nothing failed."""
+        self._stopped = True
+
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the run and try once more to deliver what waits; say how to deliver the rest."""
         if not self._opened and not self._early:
             return
-        self._send({"op": "status", "status": _STATUS.get(status, "FAILED")}, last=True)
+        ended = "KILLED" if self._stopped else _STATUS.get(status, "FAILED")
+        try:
+            self._send({"op": "status", "status": ended}, last=True)
+        except DiskError as error:
+            if ended == "FINISHED":
+                raise
+            # A full disk ends runs, and what it said first is what the user is to read.
+            log.warning("the end of the run is not recorded: %s", error)
+            return
         assert self._outbox is not None
         spool = self._outbox.spool
         if spool:

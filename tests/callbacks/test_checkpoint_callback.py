@@ -3,9 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,12 +60,12 @@ class LogsStep(ToyModule):
 
 def test_a_file_is_named_after_the_steps_taken_whatever_step_is_logged(tmp_path):
     trainer(tmp_path, Checkpoint(str(tmp_path), 2), limit_val_batches=0).fit(LogsStep(batches=5))
-    assert names(tmp_path) == ["last.ckpt", "step=000005.ckpt"]
+    assert names(tmp_path) == ["last.ckpt", "step=000004.ckpt", "step=000005.ckpt"]
 
 
-def test_saves_newest_step_and_last_as_one_file(tmp_path):
+def test_keeps_the_two_newest_and_last_as_a_second_name_of_the_newer(tmp_path):
     trainer(tmp_path, Checkpoint(str(tmp_path), 2), limit_val_batches=0).fit(ToyModule(batches=5))
-    assert names(tmp_path) == ["last.ckpt", "step=000005.ckpt"]
+    assert names(tmp_path) == ["last.ckpt", "step=000004.ckpt", "step=000005.ckpt"]
     folder = tmp_path / "checkpoints"
     assert step_of(folder / "last.ckpt") == 5
     assert os.path.samefile(folder / "last.ckpt", folder / "step=000005.ckpt")
@@ -78,12 +76,14 @@ def test_keeps_all_or_the_best_or_last_alone(tmp_path):
     for folder, settings in (
         ("all", {"save_top_k": -1}),
         ("best", {"save_top_k": 1, "monitor": "train/reward", "mode": "min"}),
+        ("newest", {"save_top_k": 1}),
         ("last", {"save_top_k": 0}),
     ):
         trainer(tmp_path, Checkpoint(str(tmp_path / folder), 2, **settings), limit_val_batches=0).fit(ToyModule(5))
     assert names(tmp_path / "all") == ["last.ckpt", "step=000002.ckpt", "step=000004.ckpt", "step=000005.ckpt"]
     assert names(tmp_path / "best") == ["last.ckpt", "step=000002.ckpt"]
     assert step_of(tmp_path / "best" / "checkpoints" / "last.ckpt") == 5
+    assert names(tmp_path / "newest") == ["last.ckpt", "step=000005.ckpt"]
     assert names(tmp_path / "last") == ["last.ckpt"]
 
 
@@ -108,7 +108,7 @@ def test_a_resume_with_more_steps_goes_on_where_the_shorter_run_stopped(tmp_path
     again.fit(module, ckpt_path=latest(tmp_path))
     assert module.seen == [6, 7, 8, 9, 10, 11]
     assert saves.events == ["save 4", "save 6"]
-    assert names(tmp_path) == ["last.ckpt", "step=000006.ckpt"]
+    assert names(tmp_path) == ["last.ckpt", "step=000004.ckpt", "step=000006.ckpt"]
 
 
 def test_latest_passes_over_what_is_cut_short(tmp_path):
@@ -147,19 +147,6 @@ def test_a_save_that_hits_a_limit_says_so_and_leaves_the_earlier_checkpoint_whol
     assert refused.value.errno == errno.EFBIG
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-@pytest.fixture
-def small_disk():
-    """A file system of one megabyte; only root may mount one."""
-    folder = Path(tempfile.mkdtemp())
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
-        folder.rmdir()
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-    folder.rmdir()
 
 
 def test_a_full_disk_ends_the_run_with_the_earlier_checkpoint_whole(small_disk):

@@ -53,3 +53,34 @@ def test_a_test_alone_appends(tmp_path):
     MetricsCSV(str(tmp_path)).log_metrics({"a": 1.0}, 7)
     MetricsCSV(str(tmp_path)).log_metrics({"test/a": 2.0}, 0)
     assert rows(tmp_path) == [{"step": "7", "a": "1.0"}, {"step": "0", "test/a": "2.0"}]
+
+
+def test_a_resumed_run_keeps_the_validation_of_the_step_it_goes_on_from(tmp_path):
+    killed = MetricsCSV(str(tmp_path))
+    killed.begin(resumed=False)
+    for step in range(4):
+        killed.log_metrics({"train/a": float(step)}, step)
+        if step % 2:
+            killed.log_metrics({"val/a": float(step)}, step + 1)
+    resumed = MetricsCSV(str(tmp_path))
+    resumed.begin(resumed=True)
+    resumed.log_metrics({"train/a": 9.0}, 2)
+    resumed.log_metrics({"train/a": 9.5}, 3)
+    assert [(row["step"], row.get("train/a"), row.get("val/a")) for row in rows(tmp_path)] == [
+        ("0", "0.0", None), ("1", "1.0", None), ("2", None, "1.0"), ("2", "9.0", None), ("3", "9.5", None),
+    ]  # fmt: skip
+
+
+def test_a_validation_that_a_stopped_run_left_replaces_the_one_of_its_step(tmp_path):
+    killed = MetricsCSV(str(tmp_path))
+    killed.begin(resumed=False)
+    killed.log_metrics({"train/a": 1.0}, 1)
+    killed.log_metrics({"val/a": 1.0}, 2)
+    killed.log_metrics({"train/a": 2.0}, 2)
+    resumed = MetricsCSV(str(tmp_path))
+    resumed.begin(resumed=True)
+    resumed.log_metrics({"val/a": 5.0}, 2)
+    resumed.log_metrics({"train/a": 6.0}, 2)
+    assert [(row["step"], row.get("train/a"), row.get("val/a")) for row in rows(tmp_path)] == [
+        ("1", "1.0", None), ("2", None, "5.0"), ("2", "6.0", None),
+    ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,38 @@ def test_the_shipped_fragments_build_these_loggers(tmp_path, monkeypatch):
         assert [type(logger) for logger in loggers] == kinds
         assert {logger.save_dir for logger in loggers} == {str(tmp_path)}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_outage_in_the_middle_of_a_run_loses_and_doubles_nothing_and_holds_nothing_up(server, tmp_path):
+    """The server is killed, its port refuses; then it hangs; then it is back while the run goes on."""
+    experiment = uuid.uuid4().hex
+    batches = 12
+
+    class Outage(Callback):
+        starts: list[float] = []  # noqa: RUF012
+
+        def on_train_batch_start(self, trainer, *_):
+            self.starts.append(time.monotonic())
+            if trainer.global_step == 3:
+                server.stop()
+            if trainer.global_step == 8:
+                server.mode = "lose"  # does the work, never answers
+                server.start()
+            if trainer.global_step == 12:
+                server.reset()
+            time.sleep(0.05)
+
+    outage = Outage()
+    fit = trainer(tmp_path, server.url, experiment, outage, max_epochs=2)
+    tracker = fit.loggers[0]
+    tracker._timeout, tracker._retry_every = 1, 0.3
+    fit.fit(ToyModule(batches=batches))
+
+    run = only_run(server.url, experiment)
+    assert run.info.status == "FINISHED"
+    assert (tmp_path / "mlflow_spool.jsonl").stat().st_size == 0
+    history = MlflowClient(server.url).get_metric_history(run.info.run_id, "train/reward")
+    assert [metric.step for metric in sorted(history, key=lambda metric: metric.step)] == list(range(2 * batches))
+    assert len(steps(server.url, run.info.run_id, "val/reward")) == batches
+    # One request that is not answered costs twice the timeout, then the server is left alone for a while.
+    assert max(after - before for before, after in pairwise(outage.starts)) < 4
