@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
 from frpo.data.loader import OrderedLoader, TrainingLoader
+from frpo.data.strategy import check_strategy
 
 log = logging.getLogger(__name__)
 
@@ -198,18 +198,3 @@ def _check_trainer(trainer: Trainer) -> None:
             "`data.init_args.train.init_args.limit` to the number of rows to overfit on"
         )
     check_strategy(trainer)
-
-
-def check_strategy(trainer: Trainer) -> None:
-    """Raise ``ValueError`` under a strategy that would train something else, or twice."""
-    strategy = trainer.strategy
-    if isinstance(strategy, FSDPStrategy):
-        raise ValueError(
-            "Trainer(strategy=FSDPStrategy): several optimiser steps a rollout silently diverge under it; write "
-            "`include: [conf/trainer/fsdp2.yaml]`, which shards the weights as well"
-        )
-    if isinstance(strategy, ModelParallelStrategy) and (size := strategy.device_mesh["tensor_parallel"].size()) > 1:
-        raise ValueError(
-            f"ModelParallelStrategy.tensor_parallel_size: got {size}, expected 1: the weights are sharded over data "
-            f"parallel ranks alone. Write tensor_parallel_size: 1 and data_parallel_size: {trainer.world_size}"
-        )

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from frpo.models.policy import trainable_names
+from frpo.models.sharding import unwrapped
 from frpo.objectives import FRPO
 from frpo.types import RolloutBatch, ScoredBatch
 
@@ -163,7 +163,7 @@ def check_precision(module: PolicyModule) -> None:
 
 def check_forward(model: Any) -> None:
     """Refuse a model that cannot be told positions, or which logits are wanted."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else unwrapped(model)
     missing = [name for name in FORWARD_ARGUMENTS if name not in inspect.signature(base.forward).parameters]
     if missing:
         raise ValueError(
@@ -257,8 +257,7 @@ def check_checkpoint(checkpoint: dict[str, Any], module: PolicyModule) -> None:
             "the checkpoint holds no `frpo` entry, so it was not written by policy optimisation or fine-tuning; give a "
             "file from a run's checkpoints folder to --ckpt_path, and a model directory to `policy.init_args.path`"
         )
-    parameters = dict(module.named_parameters())
-    expected = {name: tuple(parameters[name].shape) for name in trainable_names(module)}
+    expected = {name: tuple(shape) for name, shape in module.shapes.items()}
     found = {name: tuple(shape) for name, shape in _saved_shapes(checkpoint).items()}
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if differing:

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from transformers import PreTrainedTokenizerBase
 
 from frpo.models.checkpoint import LoadedPolicy
@@ -57,6 +58,13 @@ class EvaluatedPolicy(L.LightningModule):
     def prepare_data(self) -> None:
         """Make the policy's files exist, once a node."""
         self.policy.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Refuse FSDP1, under which Lightning would cut the weights and run the evaluation beside them."""
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "FSDPStrategy: a policy is evaluated with its whole weights on every rank; write trainer.strategy: ddp"
+            )
 
     def configure_model(self) -> None:
         """Load the policy where no checkpoint gave it."""

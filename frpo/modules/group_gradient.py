@@ -53,17 +53,16 @@ class TokenPass:
     def __call__(self, batch: MicroBatch, *, with_reference: bool) -> Tokens:
         """Token quantities of ``batch``; the KL is 0 without a reference."""
         sampler, ids = self.sampler, batch.completion_ids
+        ref_logits = self._reference_logits(batch) if with_reference else None
         logits = completion_logits(self.policy, batch)
         logps = full = token_logprobs(logits, ids, temperature=sampler.temperature)
         if sampler.truncates:
             logps = token_logprobs(
                 logits, ids, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p
             )
-        if self.reference is None or not with_reference:
+        if ref_logits is None:
             return Tokens(logps, torch.zeros_like(full), torch.zeros_like(full))
-        with torch.no_grad(), self.reference.active(self.policy, self.frozen) as model:
-            ref_logits = completion_logits(model, batch)
-            ref_logps = token_logprobs(ref_logits, ids, temperature=sampler.temperature)
+        ref_logps = token_logprobs(ref_logits, ids, temperature=sampler.temperature)
 
         def kl(estimator: Any) -> Tensor:
             return self.kl.tokens(
@@ -80,6 +79,13 @@ class TokenPass:
             return Tokens(logps, differentiated, differentiated.detach())
         with torch.no_grad():
             return Tokens(logps, differentiated, kl(self.kl.logged))
+
+    def _reference_logits(self, batch: MicroBatch) -> Tensor | None:
+        """To be run before the policy: FSDP1 recomputes activations with the weights of the latest pass."""
+        if self.reference is None:
+            return None
+        with torch.no_grad(), self.reference.active(self.policy, self.frozen) as model:
+            return completion_logits(model, batch)
 
 
 @dataclass(frozen=True)

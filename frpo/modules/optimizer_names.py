@@ -1,7 +1,7 @@
 """An optimiser's state by the names of the weights, so that it fits whatever the strategy and number of ranks.
 
-A plain optimiser numbers the weights it was given, a checkpoint under FSDP2 all weights of the module: with an adapter
-the two differ.
+A plain optimiser numbers the weights it was given, a checkpoint of sharded weights all weights of the module: with an
+adapter the two differ.
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ def packs(module: SupervisedFineTuning) -> bool:
 
 def check_attention(module: SupervisedFineTuning) -> None:
     """Raise ``ValueError`` where the policy's attention is not one of ``IMPLEMENTATIONS``, or its weights sharded."""
-    if module.device_mesh is not None:
+    if module.sharded:
         raise ValueError(
-            "packing: ranks pack their demonstrations into different numbers of rows, and with sharded weights "
-            "(ModelParallelStrategy) a pass needs every rank; write data.init_args.packing: false, or "
-            "trainer.strategy: ddp"
+            "packing: ranks pack their demonstrations into different numbers of rows, and with weights sharded by "
+            f"{type(module.trainer.strategy).__name__} a pass needs every rank; write data.init_args.packing: false, "
+            "or trainer.strategy: ddp"
         )
     found = module.policy_model.config._attn_implementation
     if found not in IMPLEMENTATIONS:

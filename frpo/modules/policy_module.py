@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, ParallelStrategy
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedTokenizerBase
@@ -43,6 +43,8 @@ class PolicyModule(L.LightningModule):
     policy_model: Any
     reference_model: Any
     train_averages: Averages
+    shapes: dict[str, list[int]]
+    """Of the weights that train, by name."""
     shown: ClassVar[tuple[str, ...]] = ("loss",)
     """Metrics on the progress bar."""
 
@@ -60,6 +62,7 @@ class PolicyModule(L.LightningModule):
         self.policy, self.optimizer, self.max_grad_norm, self.seed = policy, optimizer, max_grad_norm, seed
         self.lr_schedule = Constant(1.0) if lr_schedule is None else lr_schedule
         self.policy_model = self.reference_model = None
+        self.shapes = {}
 
     # Construction
 
@@ -73,16 +76,19 @@ class PolicyModule(L.LightningModule):
         self.policy.prepare()
 
     def configure_model(self) -> None:
-        """Load the policy; a fresh adapter's weights are a function of the seed. Under FSDP2, shard what was loaded."""
+        """Load the policy; a fresh adapter's weights are a function of the seed. Under FSDP, shard what was loaded."""
         if self.policy_model is not None:
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.load_models()
-        if self.device_mesh is not None:
-            for model in (self.policy_model, self.reference_model):
-                if model is not None:
-                    sharding.shard(model, self.device_mesh["data_parallel"])
+        # Read now: FSDP1 leaves a rank with pieces of weights, in one dimension.
+        self.shapes = {name: list(self.get_parameter(name).shape) for name in sorted(trainable_names(self))}
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        self.policy_model = sharding.shard(self.policy_model, mesh)
+        if self.reference_model is not None:
+            self.reference_model = sharding.shard(self.reference_model, mesh)
+        self.to(next(self.policy_model.parameters()).device)  # FSDP1 has moved the weights, and Lightning would not
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move, and cast the weights alone: a model in half precision computes its positions in float32.
@@ -99,8 +105,20 @@ class PolicyModule(L.LightningModule):
         self.policy_model = self.policy.load()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser over the trainable parameters."""
+        """The optimiser over the trainable parameters.
+
+        Raises:
+            ValueError: one that goes by the shapes of weights under FSDP1, which does not keep them.
+        """
         optimizer = self.optimizer([p for p in self.policy_model.parameters() if p.requires_grad])
+        flat = sharding.unwrapped(self.policy_model) is not self.policy_model
+        if flat and (len(optimizer.param_groups) > 1 or isinstance(optimizer, torch.optim.Adafactor)):
+            raise ValueError(
+                f"optimizer: got {type(optimizer).__name__} with {len(optimizer.param_groups)} groups of weights under "
+                "FSDPStrategy, which hands it pieces in one dimension: what goes by a weight's shape would be another "
+                "method. Write one group and an element-wise optimizer such as torch.optim.AdamW, or `include: "
+                "[conf/trainer/fsdp2.yaml]`"
+            )
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -117,21 +135,24 @@ class PolicyModule(L.LightningModule):
     def _backward(self, loss: Tensor, last: bool) -> None:
         """Reduce gradients over ranks in the last micro-batch of a step only."""
         strategy = self.trainer.strategy
-        sharding.reduce_in_backward(self.policy_model, last)
         accumulate = isinstance(strategy, ParallelStrategy) and not last
-        with strategy.block_backward_sync() if accumulate else nullcontext():  # type: ignore[attr-defined]
+        with (
+            sharding.reduce_in_backward(self.policy_model, last),
+            strategy.block_backward_sync() if accumulate else nullcontext(),  # type: ignore[attr-defined]
+        ):
             self.manual_backward(loss)
 
     def _optimizer_step(self) -> None:
         optimizer: Any = self.optimizers()
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.lr_schedule.value(self.global_step)
-        norm = sharding.total_norm(p.grad for p in self.policy_model.parameters() if p.grad is not None)
+        moved = [p for p in self.policy_model.parameters() if p.grad is not None]
+        norm = sharding.total_norm(self.policy_model, (p.grad for p in moved))
         checks.check_gradient(norm)
         self.train_averages.update("grad_norm", norm)
         self.train_averages.update("lr", optimizer.param_groups[0]["lr"])
         if self.max_grad_norm is not None:
-            self.clip_gradients(optimizer, self.max_grad_norm, "norm")
+            torch.nn.utils.clip_grads_with_norm_(moved, self.max_grad_norm, norm)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -177,8 +198,7 @@ class PolicyModule(L.LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trainable weights alone: what is frozen is rebuilt from the configuration."""
-        names = trainable_names(self)
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in names}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in self.shapes}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the schedules, and the policy's description for a later export."""
@@ -188,19 +208,29 @@ class PolicyModule(L.LightningModule):
             "schedules": schedules,
             "policy": self.policy.description(),
             "averages": averages,
-            "shapes": {name: list(p.shape) for name, p in self.named_parameters() if p.requires_grad},
+            "shapes": self.shapes,
         }
-        names = [name for name, p in self.named_parameters() if p.requires_grad or self.device_mesh is not None]
+        names = self._numbered()
         if "optimizer_states" in checkpoint:
             checkpoint["optimizer_states"] = [by_name(state, names) for state in checkpoint["optimizer_states"]]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the strategy cuts weights over ranks."""
+        return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+
+    def _numbered(self) -> list[str]:
+        """Names of the weights that an optimiser's state numbers: those that train, or all where they are sharded."""
+        names = [sharding.clean(name) for name, _ in self.named_parameters()]
+        return names if self.sharded else [name for name in names if name in self.shapes]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; continue the schedules."""
         checks.check_checkpoint(checkpoint, self)
         for name, schedule in self.schedules().items():
             schedule.load_state_dict(checkpoint["frpo"]["schedules"][name])
-        if "optimizer_states" in checkpoint and self.device_mesh is None:  # else the strategy has read them by name
-            names = [name for name, p in self.named_parameters() if p.requires_grad]
+        if "optimizer_states" in checkpoint and not self.sharded:  # else the strategy has read them by name
+            names = self._numbered()
             checkpoint["optimizer_states"] = [by_number(state, names) for state in checkpoint["optimizer_states"]]
         if self.global_rank == 0:
             for name, values in checkpoint["frpo"]["averages"].items():

@@ -224,7 +224,7 @@ class PolicyOptimization(PolicyModule):
         return TokenPass(self.policy_model, self.reference, self.reference_model, sampler, self.kl)
 
     def _move_gradient(self, sam: SAM, accumulate: Callable[[], object]) -> None:
-        before, after = sam.move_gradient(self.policy_model.parameters(), accumulate)
+        before, after = sam.move_gradient(self.policy_model, accumulate)
         self.train_averages.update("sam_norm_before", before)
         self.train_averages.update("sam_norm_after", after)
 

@@ -67,17 +67,17 @@ class RewardModelling(PolicyModule):
     # Construction
 
     def setup(self, stage: str) -> None:
-        """Build the metrics."""
+        """Refuse sharded weights; build the metrics."""
+        if self.sharded:
+            raise ValueError(
+                "RewardModelling writes a reward model from whole weights, which "
+                f"{type(self.trainer.strategy).__name__} shards; write trainer.strategy: ddp"
+            )
         self.train_averages, self.eval_averages = Averages(NAMES), Averages(NAMES)
         self.auroc = BinaryAUROC()
 
     def load_models(self) -> None:
         """Load the classifier, which stands in the place of a policy."""
-        if self.device_mesh is not None:
-            raise ValueError(
-                "RewardModelling writes a reward model from whole weights, which ModelParallelStrategy shards; write "
-                "trainer.strategy: ddp"
-            )
         self.policy_model = self.scorer.load()
 
     def on_fit_start(self) -> None:

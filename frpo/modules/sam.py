@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class SAM:
                 f"SAM.radius: got {self.radius}, expected a finite number > 0; leave `sam` out for no ascent at all"
             )
 
-    def move_gradient(self, parameters: Iterable[nn.Parameter], accumulate: Callable[[], object]) -> tuple[Tensor, ...]:
+    def move_gradient(self, model: nn.Module, accumulate: Callable[[], object]) -> tuple[Tensor, ...]:
         """Replace the gradients in place by those at the ascent point; return the norms before and after, scalars.
 
         ``accumulate`` adds the gradient of the loss at the present weights. Gradients must be whole on entry (averaged
@@ -40,8 +40,8 @@ class SAM:
         gradients are 0 there is no direction and nothing changes. The weights are afterwards what they were, bit for
         bit. Raises ``FloatingPointError`` where the gradient is not finite.
         """
-        moved = [p for p in parameters if p.grad is not None]
-        before = _norm(moved)
+        moved = [p for p in model.parameters() if p.grad is not None]
+        before = _norm(model)
         checks.check_gradient(before)
         if before == 0:
             return before, before
@@ -57,8 +57,8 @@ class SAM:
             with torch.no_grad():
                 for p, value in zip(moved, kept, strict=True):
                     p.copy_(value)
-        return before, _norm(moved)
+        return before, _norm(model)
 
 
-def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    return total_norm(p.grad for p in parameters if p.grad is not None)
+def _norm(model: nn.Module) -> Tensor:
+    return total_norm(model, (p.grad for p in model.parameters() if p.grad is not None))

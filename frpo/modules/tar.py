@@ -149,7 +149,7 @@ class TamperResistance(PolicyModule):
                     for p, value in zip(parameters, start, strict=True):
                         p.copy_(value)
                         p.grad = None
-        self.train_averages.update("tamper_norm", total_norm(held))
+        self.train_averages.update("tamper_norm", total_norm(self.policy_model, held))
         return torch.stack(means).mean(), held
 
     def _attack(self, attack: AttackBatch, parameters: list[nn.Parameter], held: list[Tensor], weight: float) -> Tensor:
@@ -208,9 +208,10 @@ class TamperResistance(PolicyModule):
         answers, tokens = (self._mean_over_ranks(mask.sum().double()) for mask in (batch.answer_mask, batch.mask))
         parts, seen = list(batch.split(self.micro_batch_size)), []
         for i, part in enumerate(parts):
+            before = self._reference_hidden(part)
             out = forward(self.policy_model, part, hidden=True)
             nll = completion_nll(out.logits[:, :-1], part.input_ids[:, 1:], part.answer_mask[:, 1:])
-            distance = self._distance(out.hidden_states, part)
+            distance = _distance(out.hidden_states, before)
             loss = nll.sum() / answers + self.lambda_distance * torch.where(part.mask, distance, 0).sum() / tokens
             checks.check_supervised_loss(loss, part)
             self._backward(self.lambda_retain * loss, i == len(parts) - 1)
@@ -219,13 +220,11 @@ class TamperResistance(PolicyModule):
             self.train_averages.update("retain_distance", distance, part.mask)
         return torch.stack(seen).sum()
 
-    def _distance(self, hidden: tuple[Tensor, ...], batch: SupervisedBatch) -> Tensor:
-        """Squared Euclidean distance of the hidden states to the reference's, the mean over layers: [B, S]."""
+    def _reference_hidden(self, batch: SupervisedBatch) -> tuple[Tensor, ...]:
+        """To be run before the policy: FSDP1 recomputes activations with the weights of the latest pass."""
         with torch.no_grad(), self.reference.active(self.policy_model, self.reference_model) as frozen:
-            before = forward(frozen, batch, hidden=True).hidden_states
-        wide = torch.promote_types(hidden[0].dtype, torch.float32)
-        layers = [(a.to(wide) - b.to(wide)).square().sum(-1) for a, b in zip(hidden, before, strict=True)]
-        return torch.stack(layers).mean(0)
+            hidden: tuple[Tensor, ...] = forward(frozen, batch, hidden=True).hidden_states
+        return hidden
 
     def _policy_logits(self, batch: SupervisedBatch) -> Tensor:
         logits: Tensor = forward(self.policy_model, batch).logits[:, :-1]
@@ -255,6 +254,13 @@ class TamperResistance(PolicyModule):
             self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=True)
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log("step", float(self.global_step), rank_zero_only=True)
+
+
+def _distance(hidden: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> Tensor:
+    """Squared Euclidean distance of hidden states, the mean over layers: [B, S]."""
+    wide = torch.promote_types(hidden[0].dtype, torch.float32)
+    layers = [(a.to(wide) - b.to(wide)).square().sum(-1) for a, b in zip(hidden, before, strict=True)]
+    return torch.stack(layers).mean(0)
 
 
 def forward(model: Any, batch: SupervisedBatch, hidden: bool = False) -> Any:

@@ -18,7 +18,7 @@ class InProcessSampler(Sampler):
     """Token by token with a key-value cache.
 
     A prompt is computed once for its whole group; a sequence that has ended leaves the batch, so it costs nothing more.
-    Sharded weights (FSDP2) are gathered for the time of sampling, so that ranks need not wait for each other's longest
+    Sharded weights are gathered for the time of sampling, so that ranks need not wait for each other's longest
     completion: the whole policy has to fit on each rank then, beside the cache.
 
     Args:

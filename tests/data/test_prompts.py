@@ -2,7 +2,6 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pyarrow.parquet as pq
@@ -11,10 +10,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from toy_models import build_tokenizer
 
-from frpo.data.module import check_strategy
 from frpo.data.prompts import PromptDataModule
 from frpo.data.sources import FileSource, PromptSource
 from frpo.types import Prompt
@@ -361,15 +358,6 @@ def test_overfit_batches_is_refused_with_what_to_write(tmp_path: Path) -> None:
 def test_no_precision_touches_a_batch(tmp_path: Path, precision: str) -> None:
     seen = fit(tmp_path, PromptDataModule(train=Listed(4), batch_size=2), max_epochs=1, precision=precision).seen
     assert seen == fit(tmp_path, PromptDataModule(train=Listed(4), batch_size=2), max_epochs=1).seen
-
-
-def test_strategies_that_would_train_something_else_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"FSDPStrategy.*diverge.*conf/trainer/fsdp2\.yaml"):
-        check_strategy(SimpleNamespace(strategy=FSDPStrategy()))
-    strategy = ModelParallelStrategy()
-    strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
-    with pytest.raises(ValueError, match="tensor_parallel_size: got 2.* data_parallel_size: 8"):
-        check_strategy(SimpleNamespace(strategy=strategy, world_size=8))
 
 
 @pytest.mark.parametrize("name", ["frpo_parquet"])

@@ -55,7 +55,7 @@ def test_on_a_quadratic_the_gradient_is_that_of_the_ascent_point() -> None:
 
     start = w.detach().clone()
     accumulate()
-    before, after = SAM(radius=0.2).move_gradient([w, untouched], accumulate)
+    before, after = SAM(radius=0.2).move_gradient(torch.nn.ParameterList([w, untouched]), accumulate)
     g = scale * start
     expected = scale * (start + 0.2 * g / g.norm())
     assert torch.allclose(w.grad, expected, rtol=0, atol=1e-15)
@@ -74,14 +74,14 @@ def test_weights_come_back_when_the_second_pass_fails_and_where_there_is_no_dire
 
     w.grad = torch.ones(2)
     with pytest.raises(FloatingPointError, match="planted"):
-        SAM().move_gradient([w], fail)
+        SAM().move_gradient(torch.nn.ParameterList([w]), fail)
     assert torch.equal(w, start)
     w.grad = torch.zeros(2)
-    SAM().move_gradient([w], fail)
+    SAM().move_gradient(torch.nn.ParameterList([w]), fail)
     assert torch.equal(w.grad, torch.zeros(2))
     w.grad = torch.full((2,), torch.inf)
     with pytest.raises(FloatingPointError, match="gradient norm is"):
-        SAM().move_gradient([w], fail)
+        SAM().move_gradient(torch.nn.ParameterList([w]), fail)
     assert torch.equal(w, start)
 
 

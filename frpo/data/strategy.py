@@ -1,0 +1,53 @@
+"""What is refused of a strategy: settings that would train something else, or that nobody has seen train the same."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Raise ``ValueError`` under a strategy that would train something else, or twice."""
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
+        _check_fsdp1(strategy, str(trainer.precision))
+    if isinstance(strategy, ModelParallelStrategy):
+        _check_fsdp2(strategy, trainer.world_size)
+
+
+def _check_fsdp1(strategy: FSDPStrategy, precision: str) -> None:
+    cut, kept = strategy.sharding_strategy.name, strategy._state_dict_type
+    own_layers = "auto_wrap_policy" in strategy.kwargs
+    recomputes = bool(strategy._activation_checkpointing_kwargs)
+    found = {
+        "sharding_strategy": (cut, "FULL_SHARD or SHARD_GRAD_OP", cut in ("FULL_SHARD", "SHARD_GRAD_OP")),
+        "state_dict_type": (kept, "full: one file, which any strategy resumes and `frpo export` reads", kept == "full"),
+        "cpu_offload": (True, "false", not strategy.cpu_offload.offload_params),
+        "mixed_precision": (strategy.mixed_precision, "null with trainer.precision: bf16-mixed",
+                            strategy.mixed_precision is None),
+        "auto_wrap_policy": ("one", "null: the layers that the model names are cut", not own_layers),
+        "activation_checkpointing_policy": ("one", "null with policy.init_args.gradient_checkpointing: true",
+                                            not recomputes),
+    }  # fmt: skip
+    for name, (got, expected, right) in found.items():
+        if not right:
+            raise ValueError(f"FSDPStrategy.{name}: got {got}, expected {expected}; see conf/trainer/fsdp.yaml")
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ValueError(
+            f"Trainer.precision: got {precision} with FSDPStrategy, expected bf16-mixed or 32-true; or write `include: "
+            "[conf/trainer/fsdp2.yaml]`"
+        )
+
+
+def _check_fsdp2(strategy: ModelParallelStrategy, world_size: int) -> None:
+    if (size := strategy.device_mesh["tensor_parallel"].size()) > 1:
+        raise ValueError(
+            f"ModelParallelStrategy.tensor_parallel_size: got {size}, expected 1: the weights are sharded over data "
+            f"parallel ranks alone. Write tensor_parallel_size: 1 and data_parallel_size: {world_size}"
+        )
+    if strategy._save_distributed_checkpoint:
+        raise ValueError(
+            "ModelParallelStrategy.save_distributed_checkpoint: got true, which writes a folder that a kill leaves in "
+            "part and `frpo export` cannot read; write save_distributed_checkpoint: false, for one file that any "
+            "strategy resumes"
+        )

@@ -1,0 +1,50 @@
+"""Which settings of a strategy are refused before anything is loaded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.distributed.fsdp import MixedPrecision
+from torch.nn import Linear
+
+from frpo.data.strategy import check_strategy
+
+
+def fsdp1(precision: str = "bf16-mixed", **settings: Any) -> Any:
+    return SimpleNamespace(strategy=FSDPStrategy(**settings), precision=precision)
+
+
+def fsdp2(tensor_parallel: int, **settings: Any) -> Any:
+    strategy = ModelParallelStrategy(**settings)
+    strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: tensor_parallel)}
+    return SimpleNamespace(strategy=strategy, world_size=8)
+
+
+def test_settings_that_train_the_same_policy_pass() -> None:
+    for sharding in ("FULL_SHARD", "SHARD_GRAD_OP"):
+        check_strategy(fsdp1(sharding_strategy=sharding))
+    check_strategy(fsdp1("32-true"))
+    check_strategy(fsdp2(1, save_distributed_checkpoint=False))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        (lambda: fsdp1(sharding_strategy="NO_SHARD"), "sharding_strategy: got NO_SHARD, expected FULL_SHARD"),
+        (lambda: fsdp1(sharding_strategy="HYBRID_SHARD", device_mesh=(2, 2)), "sharding_strategy: got HYBRID_SHARD"),
+        (lambda: fsdp1(state_dict_type="sharded"), "state_dict_type: got sharded, expected full"),
+        (lambda: fsdp1(cpu_offload=True), "cpu_offload: got True, expected false"),
+        (lambda: fsdp1(mixed_precision=MixedPrecision()), "mixed_precision: got .* trainer.precision: bf16-mixed"),
+        (lambda: fsdp1(auto_wrap_policy={Linear}), "auto_wrap_policy: got one, expected null"),
+        (lambda: fsdp1(activation_checkpointing_policy={Linear}), "null with policy.init_args.gradient_checkpointing"),
+        (lambda: fsdp1("bf16-true"), r"got bf16-true with FSDPStrategy.*conf/trainer/fsdp2\.yaml"),
+        (lambda: fsdp2(2, save_distributed_checkpoint=False), "tensor_parallel_size: got 2.* data_parallel_size: 8"),
+        (lambda: fsdp2(1), "save_distributed_checkpoint: got true.* write save_distributed_checkpoint: false"),
+    ],
+)
+def test_others_are_refused(trainer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_strategy(trainer())
