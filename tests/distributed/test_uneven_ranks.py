@@ -63,13 +63,10 @@ def data(batch_size: int) -> PromptDataModule:
     )
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"ddp": {"strategy": "ddp"}, "fsdp2": {}}
-
-
 @pytest.fixture(scope="module")
 def alone(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     make = partial(sharded_runs.lora, model_dir, reward=Patchy())
-    return sharded_runs.run(make, data, tmp_path_factory.mktemp("alone") / "1.pt", 1, max_steps=STEPS)
+    return sharded_runs.run(make, data, tmp_path_factory.mktemp("alone") / "1.pt", max_steps=STEPS)
 
 
 def assert_equal(one: dict[str, Any], two: dict[str, Any]) -> None:
@@ -80,10 +77,10 @@ def assert_equal(one: dict[str, Any], two: dict[str, Any]) -> None:
         assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_uneven_ranks_equal_one_process(model_dir: Path, tmp_path: Path, alone, strategy: str) -> None:
+@pytest.mark.parametrize("kind", ["ddp", "fsdp1", "fsdp2"])
+def test_two_uneven_ranks_equal_one_process(model_dir: Path, tmp_path: Path, alone, kind: str) -> None:
     make = partial(sharded_runs.lora, model_dir, reward=Patchy())
-    two = sharded_runs.run(make, data, tmp_path / "2.pt", 2, max_steps=STEPS, **OPTIONS[strategy])
+    two = sharded_runs.run(make, data, tmp_path / "2.pt", kind, max_steps=STEPS)
     assert_equal(alone, two)
     assert {"val/reward/even", "train/failed", "train/abstained"} <= set(two["held_out"]) | set(two["rows"][-1])
 
@@ -92,5 +89,5 @@ def test_a_reward_on_one_rank_trains_the_same(model_dir: Path, tmp_path: Path, a
     """Each rank has completions of one task only, and still takes part in judging the other."""
     reward = Router({"even": OnRanks(Patchy(), [1]), "odd": OnRanks(Patchy(), [0, 1])})
     make = partial(sharded_runs.lora, model_dir, reward=reward, on_reward_error="failed")
-    two = sharded_runs.run(make, data, tmp_path / "2.pt", 2, max_steps=STEPS, **OPTIONS["ddp"])
+    two = sharded_runs.run(make, data, tmp_path / "2.pt", "ddp", max_steps=STEPS)
     assert_equal(alone, two)
