@@ -77,7 +77,9 @@ def main(args: list[str] | None = None) -> int:
     except ConfigError as error:
         if os.environ.get("FRPO_TRACEBACK"):
             raise
-        print(f"frpo {name}: error:", *str(error).splitlines(), sep="\n  ", file=sys.stderr)
+        from frpo.tracking.redaction import redact_text  # a message quotes what it refuses
+
+        print(f"frpo {name}: error:", *redact_text(str(error)).splitlines(), sep="\n  ", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if os.environ.get("FRPO_TRACEBACK"):

@@ -23,7 +23,7 @@ def newest_first(path: Path | str) -> list[Path]:
     if path.is_file():
         return [path]
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    files = folder.glob("*.ckpt")
+    files = (file for file in folder.glob("*.ckpt") if file.is_file())
     return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name == LAST), reverse=True)
 
 
@@ -32,9 +32,6 @@ def is_whole(path: Path) -> bool:
 
     Loading alone would not tell: torch maps the file and does not look at the checksums.
     """
-    if path.is_dir():
-        # A sharded checkpoint is a folder whose meta.pt is written last.
-        return (path / "meta.pt").is_file()
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frpo.cli.errors import ConfigError
-from frpo.cli.yaml_files import INCLUDE, Document, load_text, read_with_includes
+from frpo.cli.yaml_files import INCLUDE, Document, UnreadableValueError, load_text, read_with_includes
 
 CONFIG_FLAGS = ("--config", "-c")
 HELP_FLAGS = ("--help", "-h")
@@ -99,7 +99,13 @@ def _value_of(name: str, words: list[str]) -> str:
 
 
 def _structured(text: str, name: str) -> Any:
-    if not text.lstrip().startswith(("{", "[")):
+    structured = text.lstrip().startswith(("{", "["))
+    try:
+        value = load_text(text, name)
+    except UnreadableValueError:  # also of what does not look structured: the parser would read it, and fail
+        raise
+    except ConfigError:
+        if structured:
+            raise
         return text
-    value = load_text(text, name)
-    return value if isinstance(value, dict | list) else text
+    return value if structured and isinstance(value, dict | list) else text

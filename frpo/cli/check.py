@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frpo.cli.arguments import Arguments
-from frpo.cli.errors import ConfigError, nearest, suggestion
+from frpo.cli.errors import ConfigError, clipped, nearest, suggestion
 from frpo.cli.hints import (
     REQUIRED,
     Field,
@@ -27,6 +27,7 @@ from frpo.cli.hints import (
     is_plain,
     values_of,
 )
+from frpo.tracking.redaction import redact
 
 COMMAND_LINE = "command line"
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -150,12 +151,18 @@ class Checker:
         else:
             self._forget(path)
             if not fits(value, hint, as_option=self.source == COMMAND_LINE):
-                self._say(self.findings.explained, path, f"got {value!r}, expected {describe(hint)}")
+                self._say(
+                    self.findings.explained,
+                    path,
+                    f"got {clipped(repr(redact(value, path)))}, expected {describe(hint)}",
+                )
 
     def _group(self, value: Any, group: Group, path: str) -> None:
         if not isinstance(value, dict):
             example = f"{path}: {{{next(iter(group.accepts))}: ...}}"
-            self._say(self.findings.refused, path, f"got {value!r}, expected settings, {example}")
+            self._say(
+                self.findings.refused, path, f"got {clipped(repr(redact(value, path)))}, expected settings, {example}"
+            )
             return
         for name, reason in group.reserved.items():
             if name in value:
@@ -208,7 +215,7 @@ class Checker:
         settings = {} if chosen.short else spec.get("init_args", {})
         if not isinstance(settings, dict):
             expected = f"the settings of {chosen.class_path} by name"
-            self._say(self.findings.refused, chosen.prefix, f"got {settings!r}, expected {expected}")
+            self._say(self.findings.refused, chosen.prefix, f"got {clipped(repr(settings))}, expected {expected}")
             return
         beside = {key: value for key, value in spec.items() if key not in SPEC_KEYS}
         if not chosen.short and self.source != COMMAND_LINE:

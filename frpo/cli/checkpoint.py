@@ -72,19 +72,15 @@ def _warn(text: str) -> None:
 
 
 def check_checkpoint(path: Path, for_training: bool) -> None:
-    """Raise :class:`ConfigError` unless ``path`` is a whole checkpoint that loads without running code.
-
-    A directory is a sharded checkpoint and is left to its strategy.
-    """
-    if path.is_dir():
-        return
-    if not is_whole(path):
+    """Raise :class:`ConfigError` unless ``path`` is a whole checkpoint that loads without running code."""
+    if path.is_file() and not is_whole(path):
         raise ConfigError(
             f"ckpt_path: {path} is damaged: it was cut short, or its bytes do not fit their checksums; use an earlier "
             "checkpoint of the run, or leave ckpt_path out"
         )
     try:
-        missing = FOR_TRAINING - set(read_checkpoint(path)) if for_training else set()
+        held = read_checkpoint(path).keys()
+        missing = FOR_TRAINING - held if for_training else set()
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"ckpt_path: {path}: {error}; use an earlier checkpoint of the run, or leave ckpt_path out"

@@ -12,13 +12,18 @@ class ConfigError(Exception):
 
 def nearest(name: str, options: Iterable[str], limit: int = 3) -> list[str]:
     """Return the options most like ``name``, best first, at most ``limit``."""
-    return difflib.get_close_matches(name, sorted(set(options)), n=limit, cutoff=0.6)
+    return difflib.get_close_matches(name, sorted(set(map(str, options))), n=limit, cutoff=0.6)
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:
     """Return "; did you mean X?" for the options like ``name``, or what is valid where nothing is like it."""
-    options = sorted(set(options))
+    options = sorted(set(map(str, options)))
     close = nearest(name, options)
     if close:
         return f"; did you mean {' or '.join(close)}?"
     return f"; valid here: {', '.join(options)}" if options else ""
+
+
+def clipped(text: str, characters: int = 200) -> str:
+    """``text``, cut where it is too long to be read in a message."""
+    return text if len(text) <= characters else f"{text[:characters]}... ({len(text)} characters)"

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Union
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from frpo.cli.errors import ConfigError, nearest
+from frpo.cli.errors import ConfigError, clipped, nearest
+from frpo.cli.yaml_files import load_text
 
 _PLAIN = (int, float, complex, str, bytes, bool, list, dict, tuple, set, frozenset, type(None), object)
 _LISTS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
@@ -119,6 +119,8 @@ def import_class(class_path: str, base: type) -> Callable[..., Any]:
             return short[0]
         raise ConfigError(f"no {base.__name__} is called {class_path!r}{_alike(class_path, base)}")
     module_name, name = class_path.rsplit(".", 1)
+    if not all(part.isidentifier() for part in class_path.split(".")):
+        raise ConfigError(f"got {clipped(class_path)!r}, expected the import path of a class: names joined by dots")
     target = getattr(_import_module(module_name, class_path, base), name, None)
     if target is None:
         raise ConfigError(f"module {module_name} has no {name!r}{_alike(class_path, base)}")
@@ -128,7 +130,17 @@ def import_class(class_path: str, base: type) -> Callable[..., Any]:
         raise ConfigError(f"{class_path} is abstract{_alike(class_path, base)}")
     if not callable(target):
         raise ConfigError(f"{class_path} is a {type(target).__name__}, expected a class")
+    if not inspect.isclass(target) and not _returns(target, base):
+        raise ConfigError(
+            f"{class_path} is no {base.__name__}, nor a function said to return one{_alike(class_path, base)}"
+        )
     return target
+
+
+def _returns(function: Callable[..., Any], base: type) -> bool:
+    """Whether a function's return annotation is ``base`` or a subclass; any other is never called."""
+    returned = _type_hints(function).get("return")
+    return inspect.isclass(returned) and issubclass(returned, base)
 
 
 def _import_module(module_name: str, class_path: str, base: type) -> types.ModuleType:
@@ -139,6 +151,8 @@ def _import_module(module_name: str, class_path: str, base: type) -> types.Modul
         if module_name == missing or module_name.startswith(missing + "."):
             raise ConfigError(f"no module {missing!r} for {class_path}{_alike(class_path, base)}") from error
         raise ConfigError(f"{class_path} needs the package {missing!r}, which is not installed") from error
+    except Exception as error:  # what a module raises while it is imported is its author's choice
+        raise ConfigError(f"{class_path}: importing {module_name} fails: {type(error).__name__}: {error}") from error
 
 
 def _subclasses(base: type[Any]) -> list[type[Any]]:
@@ -182,7 +196,10 @@ def is_plain(value: Any, hint: Any) -> bool:
     alternatives = members(hint)
     if str in alternatives or any(typing.get_origin(member) is typing.Literal for member in alternatives):
         return True
-    return not isinstance(yaml.safe_load(value), str)
+    try:
+        return not isinstance(load_text(value, "the value"), str)
+    except ConfigError:  # no YAML, so it is the text as it stands
+        return False
 
 
 def fits(value: Any, hint: Any, as_option: bool) -> bool:
@@ -199,7 +216,7 @@ def fits(value: Any, hint: Any, as_option: bool) -> bool:
             parser.parse_args([f"--value={value}"])
         else:
             parser.parse_object({"value": value})
-    except ArgumentError:
+    except Exception:  # mostly ArgumentError, but its YAML reader lets others through
         return False
     return True
 

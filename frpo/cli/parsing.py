@@ -29,7 +29,7 @@ from frpo.callbacks.run_record import RunRecord
 from frpo.cli.arguments import Arguments, split_arguments
 from frpo.cli.check import Checker, Group
 from frpo.cli.checkpoint import check_checkpoint, find_checkpoint
-from frpo.cli.errors import ConfigError, suggestion
+from frpo.cli.errors import ConfigError, clipped, suggestion
 from frpo.cli.hints import REQUIRED, Field, fields, import_class
 from frpo.cli.references import restore_references
 from frpo.data.prompts import PromptDataModule
@@ -37,6 +37,7 @@ from frpo.modules.policy_optimization import PolicyOptimization
 from frpo.tracking.durable import write_whole
 from frpo.tracking.redaction import redact_config
 
+MAX_LINE = 1000  # characters of a line of a message: jsonargparse quotes whole values
 CONFIG_FILE = "config.yaml"
 OUTPUT_DIR = "outputs/${name}"
 DATA_DIR = "data"
@@ -123,6 +124,9 @@ class FrpoCLI(LightningCLI):
                 raise ConfigError("\n".join(findings.explained) or _condensed(str(error))) from error
             except OmegaConfBaseException as error:
                 raise ConfigError(_interpolation(error)) from error
+            except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+                said = f"the configuration cannot be parsed: {type(error).__name__}: {error}"
+                raise ConfigError("\n".join(findings.explained) or _condensed(said)) from error
         self.references = checker.references
         if self.arguments.print_config:
             print(self.config_text(), end="")
@@ -132,6 +136,12 @@ class FrpoCLI(LightningCLI):
     def _warn(self, texts: list[str]) -> None:
         for text in texts:
             print(f"frpo {self.command}: warning: {text}", file=sys.stderr)
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ConfigError(f"seed_everything: {error}") from error
 
     def instantiate_classes(self) -> None:
         """Build module, data and trainer; what a constructor refuses is a :class:`ConfigError` too."""
@@ -260,7 +270,7 @@ def _condensed(message: str) -> str:
     """Drop what only jsonargparse's authors need from its message, and keep it short."""
     noise = re.compile(r"^\s*(- )?(Expected a <class 'NoneType'>|Given value|Subtypes:|Errors:|Does not validate)")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip() and not noise.match(line)]
-    return "\n".join(lines[:8])
+    return "\n".join(clipped(line, MAX_LINE) for line in lines[:8])
 
 
 def _interpolation(error: OmegaConfBaseException) -> str:

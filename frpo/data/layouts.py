@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,8 +145,11 @@ class Code(Layout):
     def _score(self, values: Mapping[str, Any]) -> float:
         value = _value(values, self.score, "score")
         try:
-            return float(value)
-        except (TypeError, ValueError) as error:
+            score = float(value)
+            if math.isnan(score):
+                raise ValueError("not a number")
+            return score
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"the score in column {self.score!r} is {kind(value)} and no number; mend the row, or write "
                 "`min_test_score: null`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,11 +154,13 @@ def _last_turn(value: Any, prompt: Messages, where: str) -> str:
 def _number(prompt: Prompt, column: str, what: str) -> float:
     value = _value(prompt, column, what)
     try:
-        if isinstance(value, bool | int | float | str):
-            return float(value)
-    except ValueError as error:
-        raise ValueError(f"row {prompt.id}: the {what} in column {column!r} is text, expected a number") from error
-    raise ValueError(f"row {prompt.id}: the {what} in column {column!r} is {kind(value)}, expected a number")
+        number = float(value) if isinstance(value, bool | int | float | str) else None
+    except (ValueError, OverflowError) as error:
+        found = "text" if isinstance(value, str) else "too large"
+        raise ValueError(f"row {prompt.id}: the {what} in column {column!r} is {found}, expected a number") from error
+    if number is not None and math.isfinite(number):
+        return number
+    raise ValueError(f"row {prompt.id}: the {what} in column {column!r} is {kind(value)}, expected a finite number")
 
 
 def _text(prompt: Prompt) -> str:

@@ -102,8 +102,13 @@ def _step(path: Path) -> int:
 def _parse(line: str, path: Path, number: int) -> Row:
     try:
         row = json.loads(line)
-        quantities(row), row["suite"], row["step"], row["prompt_id"], row["task"], row["sample"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = quantities(row)
+        names = [row["suite"], row["prompt_id"], row["task"], *found, *(status for _, status in found.values())]
+        "".join(names).encode()  # names are text, and whole: half of a surrogate pair can be escaped in JSON
+        for name in ("step", "sample"):
+            if type(row[name]) is not int or abs(row[name]) >= 2**63:
+                raise TypeError(f"{name} must be a whole number")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path}, line {number}: damaged ({type(error).__name__}: {error}), expected one evaluated completion as "
             "JSON; evaluations are written whole, so the file was changed later: remove it and evaluate again"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
+from frpo.cli.errors import ConfigError, clipped
+from frpo.cli.yaml_files import read_mapping
 from frpo.models.policy import Policy
 
 PREFIX = "policy_model."
@@ -48,7 +49,8 @@ def load_policy(path: Path, config: Path | None = None, trust_remote_code: bool 
     policy.prepare()
     model = policy.load()
     load_trained(model, checkpoint["state_dict"], path.name)
-    return LoadedPolicy(policy, model, int(checkpoint.get("global_step", 0)))
+    step = checkpoint.get("global_step", 0)
+    return LoadedPolicy(policy, model, step if isinstance(step, int) else 0)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -84,7 +86,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _description(checkpoint: Mapping[str, Any], path: Path, config: Path | None) -> Any:
-    own = checkpoint.get("frpo", {}).get("policy")
+    record = checkpoint.get("frpo")
+    own = record.get("policy") if isinstance(record, Mapping) else None
     if config is None and own is not None:
         return own
     file = config or path.resolve().parent.parent / "config.yaml"
@@ -93,9 +96,9 @@ def _description(checkpoint: Mapping[str, Any], path: Path, config: Path | None)
             f"no configuration at {file}, needed to rebuild the policy; give the run's config.yaml with --config FILE"
         )
     try:
-        found: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from error
+        found: Any = read_mapping(file)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
     for key in ("model", "init_args", "policy"):
         found = found.get(key) if isinstance(found, dict) else None
     if found is None:
@@ -109,14 +112,15 @@ def build_policy(description: Any) -> Policy:
     Raises:
         ValueError: if the description does not make a :class:`Policy`.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=Policy, required=True)
     try:
         policy = parser.instantiate(parser.parse_object({"policy": description})).policy
-    except ArgumentError as error:
-        raise ValueError(f"the policy of the run cannot be rebuilt: {error}") from error
+    except Exception as error:  # the description comes from a file, and the parser lets more than ArgumentError through
+        reason = clipped(str(error), 1000)
+        raise ValueError(f"the policy of the run cannot be rebuilt: {type(error).__name__}: {reason}") from error
     assert isinstance(policy, Policy)
     return policy
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,8 +29,7 @@ class ConversationEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
-        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self.special_tokens = sorted(added | set(tokenizer.all_special_tokens))
+        self.special_tokens = control_tokens(tokenizer)
 
     def __call__(self, completion: Completion) -> list[int]:
         """The ids, at most ``max_length``; none where the completion alone does not fit."""
@@ -52,9 +53,23 @@ class ConversationEncoder:
         return list(ids)
 
     def _plain(self, text: str) -> str:
-        for token in self.special_tokens:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+        return broken_up(text, self.special_tokens)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The special tokens, and the other added ones that the chat template writes: what a text must not spell out."""
+    templates = tokenizer.chat_template or ""
+    template = templates if isinstance(templates, str) else "".join(templates.values())
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special or str(token) in template}
+    return sorted(token for token in added | set(tokenizer.all_special_tokens) if token.strip())
+
+
+def broken_up(text: str, tokens: Sequence[str]) -> str:
+    """``text`` with a space after the first character of each of ``tokens`` spelled out in it, overlaps included."""
+    for token in tokens:
+        if len(token) > 1 and token in text:
+            text = re.sub(f"{re.escape(token[0])}(?={re.escape(token[1:])})", lambda found: f"{found[0]} ", text)
+    return text
 
 
 def pad_right(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:

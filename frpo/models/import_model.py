@@ -115,11 +115,11 @@ def _run(options: argparse.Namespace) -> str:
 def is_complete(out: Path, gguf_sha256: str) -> bool:
     """Whether ``out`` holds a whole import of the GGUF file with this digest."""
     try:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        record = json.loads((out / RECORD).read_bytes())
+        sizes = {name: (out / name).stat().st_size for name in record["files"] if (out / name).is_file()}
+        return bool(record["gguf_sha256"] == gguf_sha256 and sizes == record["files"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
-    sizes = {name: (out / name).stat().st_size for name in record["files"] if (out / name).is_file()}
-    return bool(record["gguf_sha256"] == gguf_sha256 and sizes == record["files"])
 
 
 def _require_gguf() -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from frpo.models.loading import reading
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -45,9 +47,9 @@ class LoRA:
         import peft
 
         if self.path is not None:
-            return peft.PeftModel.from_pretrained(
-                model, self.path, is_trainable=True, config=self._peft_config(task_type)
-            )
+            config = self._peft_config(task_type)
+            with reading(self.path, "adapter that fits"):
+                return peft.PeftModel.from_pretrained(model, self.path, is_trainable=True, config=config)
         return peft.get_peft_model(model, self._peft_config(task_type))
 
     def attach_blank(self, model: Any, task_type: str = "CAUSAL_LM") -> Any:
@@ -74,7 +76,8 @@ class LoRA:
                 f"LoRA.path: got {self.path!r}, expected a PEFT adapter directory (adapter_config.json and "
                 "adapter_model.safetensors), as `frpo export` writes it"
             )
-        config = peft.PeftConfig.from_pretrained(self.path)
+        with reading(self.path, "description of an adapter"):
+            config = peft.PeftConfig.from_pretrained(self.path)
         config.lora_dropout = self.dropout  # not the one it was trained with before
         return config
 
@@ -134,7 +137,10 @@ class Policy:
         if self.tokenizer_path is not None:
             path, revision, argument = self.tokenizer_path, None, "tokenizer_path"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=self.trust_remote_code)
+            with reading(path, "tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(
+                    path, revision=revision, trust_remote_code=self.trust_remote_code
+                )
         except (OSError, ValueError) as error:
             raise _not_found(path, "a tokenizer", error, argument) from error
         if tokenizer.eos_token_id is None:
@@ -202,14 +208,15 @@ class Policy:
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=DTYPES[self.dtype],
-                revision=self.revision if path == self.path else None,
-                trust_remote_code=self.trust_remote_code,
-                use_safetensors=True,
-                **options,
-            )
+            with reading(path, "causal language model"):
+                model = AutoModelForCausalLM.from_pretrained(
+                    path,
+                    dtype=DTYPES[self.dtype],
+                    revision=self.revision if path == self.path else None,
+                    trust_remote_code=self.trust_remote_code,
+                    use_safetensors=True,
+                    **options,
+                )
         except (OSError, ValueError) as error:
             raise _not_found(path, "a causal language model in safetensors", error) from error
         disable_dropout(model)
@@ -224,8 +231,8 @@ class Policy:
         }
         kind = self.attn_implementation if self.attn_implementation in (None, "eager") else "sdpa"
         try:
-            config = AutoConfig.from_pretrained(path, **source)
-            with torch.device("meta"):
+            with reading(path, "configuration of a causal language model"), torch.device("meta"):
+                config = AutoConfig.from_pretrained(path, **source)
                 model = AutoModelForCausalLM.from_config(
                     config,
                     dtype=DTYPES[self.dtype],

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from frpo.models.conversation import MAX_LENGTH
+from frpo.models.loading import reading
 from frpo.models.policy import DTYPES, Policy, disable_dropout
 from frpo.models.saving import logit_difference, new_directory, probe_logits, require_reloaded, save_tokenizer
 
@@ -58,9 +59,10 @@ class Scorer:
         base.prepare()
         config, source = self._source()
         options = {} if base.attn_implementation is None else {"attn_implementation": base.attn_implementation}
-        model = AutoModelForSequenceClassification.from_pretrained(
-            base.path, config=config, dtype=DTYPES[base.dtype], use_safetensors=True, **source, **options
-        )
+        with reading(base.path, "model"):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                base.path, config=config, dtype=DTYPES[base.dtype], use_safetensors=True, **source, **options
+            )
         if base.adapter is not None:
             model = base.adapter.attach(model.requires_grad_(False), task_type="SEQ_CLS")
             model.active_peft_config.revision = base.revision
@@ -81,7 +83,8 @@ class Scorer:
 
     def _source(self) -> tuple[Any, dict[str, Any]]:
         source = {"revision": self.base.revision, "trust_remote_code": self.base.trust_remote_code}
-        config = AutoConfig.from_pretrained(self.base.path, **source)
+        with reading(self.base.path, "configuration of a model"):
+            config = AutoConfig.from_pretrained(self.base.path, **source)
         self._configure(config)
         return config, source
 

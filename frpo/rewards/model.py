@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from frpo.models.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
+from frpo.models.loading import reading
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
 from frpo.rewards.calls import require_at_least_one, require_finite
 from frpo.types import Completion, Judgement
@@ -84,7 +85,8 @@ class RewardModel(Reward):
                 no padding token, or fewer positions than ``max_length``.
         """
         if self._model is None:
-            self._load()
+            with reading(self.path, "sequence classifier"):
+                self._load()
         self._model.to(device)
 
     def blank_models(self) -> list[BlankModel]:

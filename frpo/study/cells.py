@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from frpo.study.factors import checked_factors
 from frpo.study.spec import Entry, StudySpec, Tree, nested, overlaid
 
 ADDRESS_DIGITS = 12
+MAX_CELLS = 100_000
 POLICY_FOLDER = "policy"
 DONE = "done.json"
 FAILED = "failed.json"
@@ -72,6 +74,7 @@ class Cell:
 
 def expand(spec: StudySpec) -> list[Cell]:
     """Every cell of a study, a policy before what starts from it; seeds in order."""
+    _check_number(spec)
     documents = _Documents()
     cells: list[Cell] = []
     for seed in spec.seeds:
@@ -91,6 +94,20 @@ def expand(spec: StudySpec) -> list[Cell]:
             "differ in more than punctuation, and no entry is needed twice"
         )
     return cells
+
+
+def _check_number(spec: StudySpec) -> None:
+    """Count the cells before making them: a grid of a few lines can stand for billions."""
+    points = {entry.name: math.prod(len(axis.values) for axis in entry.grid) for entry in spec.downstream}
+    policies = sum(
+        math.prod(len(axis.values) for axis in entry.grid) * (1 + sum(points.values()) * entry.compare)
+        for entry in spec.methods
+    )
+    if len(spec.seeds) * policies > MAX_CELLS:
+        raise ConfigError(
+            f"study {spec.name}: its seeds and grids make {len(spec.seeds) * policies} cells, expected at most "
+            f"{MAX_CELLS}; leave out values of the largest grid"
+        )
 
 
 class _Documents:

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from frpo.cli.errors import ConfigError, suggestion
+from frpo.cli.errors import ConfigError, clipped, suggestion
 from frpo.cli.yaml_files import find_file, read_with_includes
 from frpo.study.spec import Axis, Entry, StudySpec, Tree, overlaid
 
@@ -74,8 +74,10 @@ def read_study(path: str) -> StudySpec:
 
 def _policy_only(evaluation: Tree, suites: Tree, where: str) -> tuple[str, ...]:
     names = evaluation.get("policy_only", [])
+    if not isinstance(names, list):
+        raise ConfigError(f"{where}: evaluation.policy_only: got {_shown(names)}, expected a list of suites")
     for name in names:
-        if name not in suites:
+        if not isinstance(name, str) or name not in suites:
             raise ConfigError(f"{where}: evaluation.policy_only: no suite {name!r}{suggestion(str(name), suites)}")
     return tuple(names)
 
@@ -91,17 +93,21 @@ def _check_roles(
             raise ConfigError(f"{where}.{role}: no method {roles[role]!r}{suggestion(str(roles[role]), labels)}")
     tasks = _mapping(roles.get("tasks"), f"{where}.tasks")
     _known(tasks, tuple(entry.name for entry in downstream), f"{where}.tasks")
-    measures = [measure for name, suite in suites.items() for measure in _measures(name, suite)]
+    study = where.removesuffix(": report")
+    measures = [measure for name, suite in suites.items() for measure in _measures(name, suite, study)]
     named = {role: value for role, value in roles.items() if role not in NOT_MEASURED}
     for role, measure in {**named, **{f"tasks.{task}": value for task, value in tasks.items()}}.items():
         if measure not in measures:
             raise ConfigError(f"{where}.{role}: nothing measures {measure!r}{suggestion(str(measure), measures)}")
 
 
-def _measures(name: str, suite: Tree) -> list[str]:
-    settings = suite.get("init_args", suite)
-    kls = [f"kl/{key}/{part}" for key in settings.get("kl_to") or {} for part in ("sequence", "token")]
-    return [f"{name}/{quantity}" for quantity in [*(settings.get("scores") or {}), *kls]]
+def _measures(name: str, suite: Any, where: str) -> list[str]:
+    where = f"{where}: evaluation.suites.{name}"
+    suite = _mapping(suite, where)
+    settings = _mapping(suite.get("init_args", suite), where)
+    kl_to = _mapping(settings.get("kl_to"), f"{where}: kl_to")
+    kls = [f"kl/{key}/{part}" for key in kl_to for part in ("sequence", "token")]
+    return [f"{name}/{quantity}" for quantity in [*_mapping(settings.get("scores"), f"{where}: scores"), *kls]]
 
 
 def _tracking(value: Any, where: str) -> Tree | None:
@@ -122,13 +128,13 @@ def _tracking(value: Any, where: str) -> Tree | None:
 
 def _whole_number(value: Any, where: str, least: int = 1) -> int:
     if type(value) is not int or value < least:
-        raise ConfigError(f"{where}: got {value!r}, expected a whole number from {least}")
+        raise ConfigError(f"{where}: got {_shown(value)}, expected a whole number from {least}")
     return value
 
 
 def _whole_numbers(value: Any, where: str, least: int) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise ConfigError(f"{where}: got {value!r}, expected a list of whole numbers from {least}, [0, 1, 2]")
+        raise ConfigError(f"{where}: got {_shown(value)}, expected a list of whole numbers from {least}, [0, 1, 2]")
     numbers = tuple(_whole_number(item, where, least) for item in value)
     if len(set(numbers)) != len(numbers):
         raise ConfigError(f"{where}: {value} names one twice")
@@ -152,7 +158,7 @@ def _suites(evaluation: Tree, where: str) -> Tree:
 
 def _files(value: Any, where: str, example: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(file, str) for file in value):
-        raise ConfigError(f"{where}: config: got {value!r}, expected a list of files, [{example}]")
+        raise ConfigError(f"{where}: config: got {_shown(value)}, expected a list of files, [{example}]")
     for file in value:
         find_file(file, None)
     return value
@@ -169,6 +175,10 @@ def _entry(name: str, value: Any, where: str, is_method: bool) -> Entry:
     _known(tree, ("config", "settings", "factors", "grid", *own), where)
     config = _files(tree.get("config", []), where, "recipes/tiny/grpo.yaml")
     policy, start = tree.get("policy"), tree.get("from")
+    if start is not None and not isinstance(start, str):
+        raise ConfigError(f"{where}: from: got {_shown(start)}, expected the name of a method")
+    if policy is not None:
+        _mapping(policy, f"{where}: policy")
     if is_method and (policy is None) == (not config):
         raise ConfigError(
             f"{where}: expected either `config: [RECIPE]` with `from: METHOD`, to train, or "
@@ -203,10 +213,10 @@ def _axis(name: str, value: Any, where: str) -> Axis:
     tree = _mapping(value, where)
     _known(tree, ("key", "values"), where)
     key, values = tree.get("key"), tree.get("values")
-    keys = (key,) if isinstance(key, str) else tuple(key or ())
+    keys = (key,) if isinstance(key, str) else tuple(key) if isinstance(key, list) else ()
     if isinstance(values, list):
         values = {str(value): value for value in values}
-    if not keys or not isinstance(values, dict) or not values:
+    if not keys or not all(isinstance(key, str) for key in keys) or not isinstance(values, dict) or not values:
         raise ConfigError(
             f"{where}: expected `key`, a dotted setting (or a list of them), and `values`, a list or a mapping of "
             "label to value: {key: model.init_args.objective.init_args.lam, values: [1.0, 0.3]}"
@@ -236,8 +246,12 @@ def _mapping(value: Any, where: str) -> Tree:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: got {value!r}, expected a mapping")
+        raise ConfigError(f"{where}: got {_shown(value)}, expected a mapping")
     return value
+
+
+def _shown(value: Any) -> str:
+    return clipped(repr(value))
 
 
 def _known(tree: Tree, known: tuple[str, ...], where: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from frpo.study.cells import DONE, FAILED, Cell, cells_folder
+from frpo.study.folder import readable
 from frpo.study.one import LOCK
 
 State = Literal["done", "running", "failed", "left"]
@@ -53,7 +54,8 @@ def seconds_left(study: Path, cells: Sequence[Cell], workers: int) -> float | No
     for cell in cells:
         file = cells_folder(study) / cell.id / DONE
         if file.is_file():
-            took.setdefault(cell.kind, []).append(json.loads(file.read_text())["seconds"])
+            with readable(file):
+                took.setdefault(cell.kind, []).append(float(json.loads(file.read_bytes())["seconds"]))
         else:
             left[cell.kind] += 1
     if not set(left) <= set(took):
@@ -63,7 +65,10 @@ def seconds_left(study: Path, cells: Sequence[Cell], workers: int) -> float | No
 
 def version_of(study: Path, cell: Cell) -> str:
     """The version of the code that made a finished cell."""
-    return str(json.loads((cells_folder(study) / cell.id / DONE).read_text()).get("code", "unknown"))
+    file, version = cells_folder(study) / cell.id / DONE, "unknown"
+    with readable(file):
+        version = str(json.loads(file.read_bytes()).get("code", version))
+    return version
 
 
 def last_step(study: Path, cell: Cell) -> int | None:
@@ -71,15 +76,19 @@ def last_step(study: Path, cell: Cell) -> int | None:
     file = cells_folder(study) / cell.id / "metrics.csv"
     if not file.is_file():
         return None
-    with file.open(newline="") as text:
-        steps = [row["step"] for row in csv.DictReader(text) if row.get("step")]
-    return int(float(steps[-1])) if steps else None
+    steps: list[int] = []
+    with readable(file), file.open(newline="", errors="replace") as text:
+        steps = [int(float(row["step"])) for row in csv.DictReader(text) if row.get("step")]
+    return steps[-1] if steps else None
 
 
 def failure(study: Path, cell: Cell) -> str:
     """Why a cell failed and where its log is."""
-    record = json.loads((cells_folder(study) / cell.id / FAILED).read_text())
-    return f"{record['error'].splitlines()[-1] if record['error'] else 'no message'} (log: {record['log']})"
+    file, said = cells_folder(study) / cell.id / FAILED, ""
+    with readable(file):
+        record = json.loads(file.read_bytes())
+        said = f"{record['error'].splitlines()[-1] if record['error'] else 'no message'} (log: {record['log']})"
+    return said
 
 
 def summary(study: Path, cells: Sequence[Cell], workers: int = 1) -> str:

@@ -6,6 +6,7 @@ import fcntl
 import json
 from pathlib import Path
 
+from frpo.study.folder import readable
 from frpo.study.spec import StudySpec, Tree
 from frpo.tracking.durable import write_whole
 from frpo.tracking.tracker import MLflowTracker
@@ -26,7 +27,8 @@ def open_parent(spec: StudySpec, study: Path) -> tuple[MLflowTracker | None, Tre
     keys = study / KEYS
     with (study / "mlflow.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = json.loads(keys.read_text()) if keys.is_file() else {}
+        with readable(keys):
+            known = dict(json.loads(keys.read_bytes())) if keys.is_file() else {}
         tracker.begin(known.get("run_key"), known.get("run_id"))
         write_whole(keys, json.dumps({"run_key": tracker.run_key, "run_id": tracker.run_id}) + "\n")
     parent = {} if tracker.run_id is None else {PARENT_TAG: tracker.run_id}

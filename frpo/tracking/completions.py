@@ -27,6 +27,7 @@ def read_completions(path: Path | str) -> Iterator[Row]:
 
     Raises:
         FileNotFoundError: no table there.
+        ValueError: a damaged line, named by file and number.
 
     Example: ``pandas.DataFrame(read_completions("outputs/run"))``.
     """
@@ -45,10 +46,25 @@ def read_completions(path: Path | str) -> Iterator[Row]:
 
 def _rows(parts: Iterable[Path]) -> Iterator[Row]:
     for part in parts:
-        with part.open(encoding="utf-8") as file:
-            for line in file:
+        with part.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
                 if line.endswith("\n"):
-                    yield json.loads(line)
+                    yield _row(line, part, number)
+
+
+def _row(line: str, part: Path, number: int) -> Row:
+    try:
+        row = json.loads(line)
+        places = (row["step"], row["position"], row["sample"])
+        if not all(type(place) is int for place in places):
+            raise TypeError("step, position and sample must be whole numbers")
+        _order(row)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{part}, line {number}: damaged ({type(error).__name__}: {error}), expected one completion as JSON; "
+            "the file was changed after the run wrote it: drop the line, or record the run again"
+        ) from error
+    return dict(row)
 
 
 def _lines(rows: list[Row]) -> str:

@@ -104,8 +104,19 @@ class MetricsCSV(Logger):
     def _rows(self) -> list[Row]:
         if not self._path.is_file():
             return []
-        with self._path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self._path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            for row in rows:
+                if None in row or None in row.values():
+                    raise ValueError(f"the row of step {row.get('step')!r} has not one cell a column")
+                int(row["step"])
+        except (ValueError, KeyError, csv.Error) as error:
+            raise ValueError(
+                f"{self._path} is damaged ({type(error).__name__}: {error}), expected a header and a row a logged "
+                "step; mend it, or move it away to start another"
+            ) from error
+        return rows
 
     def _format(self, rows: list[Row], header: bool) -> str:
         text = io.StringIO()

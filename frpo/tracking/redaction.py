@@ -48,6 +48,9 @@ _REPLACEMENTS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 
+# `'api_key': 'x'` and `api_key='x'`, as values are quoted in messages.
+_QUOTED = re.compile(r"""(?P<key>['"]?(?P<name>[A-Za-z][\w.\-]{2,60})['"]?\s?[:=]\s?)(?P<q>['"])(?!\$\{)[^'"]+(?P=q)""")
+
 
 def is_secret_name(name: str) -> bool:
     """Whether a key, option or column of this name holds a secret; ``pad_token`` and ``max_tokens`` do not."""
@@ -67,7 +70,11 @@ def redact_text(text: str) -> str:
         text = text.replace(value, HIDDEN)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
-    return text
+    return _QUOTED.sub(_hidden, text)
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return f"{found['key']}{found['q']}{HIDDEN}{found['q']}" if is_secret_name(found["name"]) else found[0]
 
 
 def redact(value: Any, name: str = "") -> Any:
@@ -91,11 +98,11 @@ def redact_config(text: str) -> str:
     """YAML text without its secrets. Text without any comes back unchanged, comments included."""
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError:
+        hidden = redact(tree)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):  # `!!int x`, say
         return redact_text("\n".join(_redact_line(line) for line in text.split("\n")))
     if not isinstance(tree, dict | list):
         return redact_text(text)
-    hidden = redact(tree)
     if hidden == tree:
         return redact_text(text)
     return redact_text(yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True, width=110))

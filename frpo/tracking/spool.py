@@ -24,7 +24,8 @@ class Spool:
     event counts as accepted only after :meth:`accepted`; a crash between the two delivers it again.
 
     Raises:
-        ValueError: another living process has the same spool open.
+        ValueError: another living process has the same spool open, or its state is damaged; :meth:`waiting` raises it
+            where an event is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,10 +35,8 @@ class Spool:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(path.with_suffix(".lock"))
         cut_torn_line(path)
-        state = json.loads(self._state_path.read_text()) if self._state_path.is_file() else {}
-        self._runs: dict[str, str] = state.get("runs", {})
+        self._accepted, self._runs = _read_state(self._state_path) if self._state_path.is_file() else (0, {})
         size = path.stat().st_size if path.is_file() else 0
-        self._accepted: int = state.get("accepted", 0)
         if self._accepted > size:
             # A crash fell between the two steps of emptying, which cuts the file before it resets the count.
             self._accepted = 0
@@ -68,7 +67,7 @@ class Spool:
         with self.path.open("rb") as file:
             file.seek(self._accepted)
             for line in iter(file.readline, b""):
-                yield json.loads(line), file.tell()
+                yield _event(line, self.path, file.tell()), file.tell()
 
     def accepted(self, mark: int) -> None:
         """Everything up to ``mark`` was delivered; an empty queue gives its disk space back."""
@@ -103,6 +102,30 @@ class Spool:
 
     def _save_state(self) -> None:
         write_whole(self._state_path, json.dumps({"accepted": self._accepted, "runs": self._runs}))
+
+
+def _read_state(path: Path) -> tuple[int, dict[str, str]]:
+    try:
+        state = json.loads(path.read_bytes())
+        accepted, runs = state["accepted"], state["runs"]
+        if type(accepted) is not int or accepted < 0:
+            raise TypeError("accepted must be a number of bytes")
+        return accepted, {str(run): str(run_id) for run, run_id in runs.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}), expected what was delivered of the spool beside it; "
+            "remove it to deliver the whole spool again"
+        ) from error
+
+
+def _event(line: bytes, path: Path, end: int) -> Event:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: the event before byte {end} is damaged ({type(error).__name__}: {error}), expected a JSON object "
+            "a line; drop the line to deliver the rest"
+        ) from error
 
 
 def _lock(path: Path) -> IO[str]:

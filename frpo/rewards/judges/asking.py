@@ -25,7 +25,8 @@ _BROKEN = (
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.ContentDecodingError,
 )
-_LARGEST_ANSWER = 8 * 2**20  # bytes; a judge's answer is a few thousand
+_LARGEST_ANSWER = 2**20  # bytes; a judge's answer is a few thousand
+_PLAIN = {"Accept-Encoding": "identity"}  # a compressed kilobyte can stand for gigabytes
 _CHUNK = 1024  # bytes read between two looks at the clock
 _EXCERPT = 200  # characters of a server's message that reach a reason
 _SHORTEST_SECRET = 12  # characters; shorter keys are stand-ins such as EMPTY, and words of answers
@@ -172,8 +173,16 @@ class Asking(Generic[T]):
         timeout = (min(self.settings.connect_timeout_s, left), min(self.settings.read_timeout_s, left))
         try:
             with self._session().post(
-                self.url, json=body, auth=_Bearer(self._key), timeout=timeout, stream=True, allow_redirects=False
+                self.url,
+                json=body,
+                headers=_PLAIN,
+                auth=_Bearer(self._key),
+                timeout=timeout,
+                stream=True,
+                allow_redirects=False,
             ) as response:
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    return _Reply("malformed answer: compressed, though none was asked for", retried=False)
                 content = bytearray()
                 for chunk in response.iter_content(_CHUNK):
                     content += chunk

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from frpo.models.conversation import broken_up, control_tokens
+from frpo.models.loading import reading
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
 from frpo.rewards.calls import require_at_least_one
 from frpo.types import Completion, Judgement
@@ -92,7 +94,7 @@ class CausalJudge(Reward):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         path, revision = self._base()
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=_DTYPES[self.dtype])
         arguments = {"use_cache": False, "logits_to_keep": 1}
@@ -107,7 +109,8 @@ class CausalJudge(Reward):
                 fewer positions than ``max_length``.
         """
         if self._model is None:
-            self._load()
+            with reading(self.path, "causal language model with a tokenizer"):
+                self._load()
         self._model.to(device)
 
     def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
@@ -131,15 +134,17 @@ class CausalJudge(Reward):
 
     def plain(self, text: str) -> str:
         """``text`` with the special tokens and turn markers spelled out in it broken up by a space."""
-        for token in self._broken_up:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+        return broken_up(text, self._broken_up)
 
     def _load(self) -> None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(
-            self.path, revision=self.revision, padding_side="left", truncation_side=self.cut_side
+            self.path,
+            revision=self.revision,
+            padding_side="left",
+            truncation_side=self.cut_side,
+            trust_remote_code=False,
         )
         self.find_tokens(tokenizer)
         model = self._load_model()
@@ -149,8 +154,7 @@ class CausalJudge(Reward):
                 f"{type(self).__name__}.max_length: got {self.max_length}, expected at most the {positions} positions "
                 f"of {self.path!r}"
             )
-        added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._broken_up = sorted(added | set(tokenizer.all_special_tokens)) + list(self.markers)
+        self._broken_up = control_tokens(tokenizer) + list(self.markers)
         self._model, self._tokenizer = model.eval().requires_grad_(False), tokenizer
 
     def _load_model(self) -> Any:
@@ -159,7 +163,12 @@ class CausalJudge(Reward):
 
         path, revision = self._base()
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision, dtype=_DTYPES[self.dtype], output_loading_info=True, use_safetensors=True
+            path,
+            revision=revision,
+            dtype=_DTYPES[self.dtype],
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         model, report = loaded
         if report["missing_keys"]:

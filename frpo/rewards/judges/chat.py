@@ -16,11 +16,17 @@ from frpo.rewards.judges.asking import MalformedAnswerError, NoAnswer
 from frpo.rewards.judges.client import Endpoint
 from frpo.types import Completion, Judgement
 
+_CONTROL = re.compile(
+    r"<(?=[|\uff5c][^|\uff5c\s<>]{1,40}[|\uff5c]>|/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn)>|</?SYS>>)|\[(?=/?INST\])"
+)
 _DECORATION = " \t\r\n*_`'\"<>.:"  # what models put around a one-word answer
 
 
 class ChatJudge(Reward):
     """Asks a chat model one question a completion, at temperature 0, and reads the answer strictly.
+
+    The tokens of common chat templates (``<|im_end|>``, ``[INST]``) spelled out in prompt or completion are broken up
+    by a space. A judge that words persuade is still persuaded by them.
 
     Subclasses say what is asked (``system``, ``user``, :meth:`texts`) and how an answer is read (:meth:`read`). Only
     the judge's answer is read, never the completion. A judge that gives no answer, or one that does not follow the
@@ -84,7 +90,8 @@ class ChatJudge(Reward):
         return [Judgement.failed(f"judge: {r.reason}") if isinstance(r, NoAnswer) else r for r in results]
 
     def _body(self, completion: Completion) -> dict[str, Any]:
-        user = filled(self.user, self.texts(asked(completion, self.prompt_field), completion.text))
+        texts = self.texts(asked(completion, self.prompt_field), completion.text)
+        user = filled(self.user, {name: without_control(text) for name, text in texts.items()})
         body = {
             "model": self.endpoint.model,
             "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": user}],
@@ -94,6 +101,11 @@ class ChatJudge(Reward):
             **self.options,
         }
         return {name: value for name, value in body.items() if value is not None}
+
+
+def without_control(text: str) -> str:
+    """``text`` with the tokens of common chat templates broken up: some servers read them inside a message, too."""
+    return _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 
 def filled(template: str, texts: Mapping[str, str]) -> str:
@@ -133,7 +145,7 @@ def chat_text(body: Any) -> str:
     except (LookupError, TypeError) as error:
         raise MalformedAnswerError("no choices[0].message.content") from error
     if not isinstance(content, str) or not content.strip():
-        raise MalformedAnswerError(f"no text, finish_reason={choice.get('finish_reason')!r}")
+        raise MalformedAnswerError(f"no text, finish_reason={choice.get('finish_reason')!r:.60}")
     return content
 
 

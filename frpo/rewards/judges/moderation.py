@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -61,13 +59,9 @@ def largest_score(body: Any) -> Judgement:
         raise MalformedAnswerError("expected one result with category_scores") from error
     scores = {name: score for name, score in scores.items() if score is not None}  # null: the model does not judge it
     for name, score in scores.items():
-        if isinstance(score, bool) or not isinstance(score, Real) or not _in_unit_interval(float(score)):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0.0 <= score <= 1.0:  # nor a NaN
             raise MalformedAnswerError(f"category {name!r} has no score in [0, 1]")
     if not scores:
         raise MalformedAnswerError("no category_scores")
     components = {str(name): float(score) for name, score in scores.items()}
     return Judgement.of(max(components.values()), components)
-
-
-def _in_unit_interval(score: float) -> bool:
-    return math.isfinite(score) and 0.0 <= score <= 1.0

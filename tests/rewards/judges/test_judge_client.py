@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 import pickle
@@ -296,3 +297,19 @@ def test_an_error_in_our_own_reader_is_raised_and_ends_the_round():
 def test_an_answer_without_text_says_why():
     with pytest.raises(MalformedAnswerError, match="finish_reason='length'"):
         chat_text({"choices": [{"message": {"content": None}, "finish_reason": "length"}]})
+
+
+def test_a_compressed_answer_is_not_unpacked():
+    bomb = gzip.compress(b"[" * 50_000_000)
+    with serving(lambda asked, n: Reply(body=bomb, headers={"Content-Encoding": "gzip"})) as server:
+        (answer,) = endpoint(server).ask("/chat/completions", [chat("a")], lambda body: body)
+    assert isinstance(answer, NoAnswer)
+    assert "compressed" in answer.reason
+    assert server.asked[0].headers["Accept-Encoding"] == "identity"
+
+
+def test_an_answer_without_end_is_cut_off():
+    with serving(lambda asked, n: Reply(body=b" " * 20_000_000)) as server:
+        (answer,) = endpoint(server).ask("/chat/completions", [chat("a")], lambda body: body)
+    assert isinstance(answer, NoAnswer)
+    assert "over 1048576 bytes" in answer.reason

@@ -1,0 +1,27 @@
+"""Reading model directories that others wrote: whatever is broken in one is said of it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def reading(path: str, what: str) -> Iterator[None]:
+    """Within, what a broken file of ``path`` raises becomes a ``ValueError`` that names ``path``; OSErrors stay.
+
+    The libraries that read tokenizers and weights raise what their parsers do: KeyError, SafetensorError, a bare
+    Exception.
+    """
+    try:
+        yield
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and path in str(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{path!r} holds no {what} that can be read ({type(error).__name__}: {reason:.300}); write or download "
+            "it again"
+        ) from error
