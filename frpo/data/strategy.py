@@ -10,12 +10,14 @@ def check_strategy(trainer: Trainer) -> None:
     """Raise ``ValueError`` under a strategy that would train something else, or twice."""
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
-        _check_fsdp1(strategy, str(trainer.precision))
+        check_fsdp1(strategy)
+        _check_fsdp1_precision(str(trainer.precision))
     if isinstance(strategy, ModelParallelStrategy):
         _check_fsdp2(strategy, trainer.world_size)
 
 
-def _check_fsdp1(strategy: FSDPStrategy, precision: str) -> None:
+def check_fsdp1(strategy: FSDPStrategy) -> None:
+    """Raise ``ValueError`` for settings of FSDP1 that nobody has seen train the same."""
     cut, kept = strategy.sharding_strategy.name, strategy._state_dict_type
     own_layers = "auto_wrap_policy" in strategy.kwargs
     recomputes = bool(strategy._activation_checkpointing_kwargs)
@@ -32,6 +34,9 @@ def _check_fsdp1(strategy: FSDPStrategy, precision: str) -> None:
     for name, (got, expected, right) in found.items():
         if not right:
             raise ValueError(f"FSDPStrategy.{name}: got {got}, expected {expected}; see conf/trainer/fsdp.yaml")
+
+
+def _check_fsdp1_precision(precision: str) -> None:
     if precision not in ("32-true", "bf16-mixed"):
         raise ValueError(
             f"Trainer.precision: got {precision} with FSDPStrategy, expected bf16-mixed or 32-true; or write `include: "

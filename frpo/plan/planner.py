@@ -112,8 +112,13 @@ def _cut(line: Line, parts: int) -> Line:
 
 
 def _share(phase: Phase, ranks: Ranks, models: Models) -> Phase:
-    parts = {"gradients": ranks.gradients, "copies": ranks.weights}
-    lines = [line if line.whole else _cut(line, parts.get(line.name, 1)) for line in phase.lines]
+    parts = {"gradients": ranks.gradients, "frozen gradients": ranks.gradients, "copies": ranks.weights}
+    lines = list(phase.lines)
+    if ranks.flat and phase.name == "update":
+        frozen = size(parameter for parameter in models.trained.parameters() if not parameter.requires_grad)
+        how = "FSDP1 computes them with those that train"
+        lines.append(Line("frozen gradients", frozen, how, whole=any(line.whole for line in lines)))
+    lines = [line if line.whole else _cut(line, parts.get(line.name, 1)) for line in lines]
     if ranks.gathers and phase.name != "reward":
         lines.append(_gathered(phase, models))
     return Phase(phase.name, tuple(lines))

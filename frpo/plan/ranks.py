@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import (
 )
 from torch import nn
 
+from frpo.data.strategy import check_fsdp1
 from frpo.plan.plan import size
 
 
@@ -23,7 +24,8 @@ class Ranks:
     """Into how many parts weights, gradients and optimiser states are cut, and what stands beside them.
 
     ``buckets``: gradients are reduced from a copy of their own. ``gathers``: cut weights are put together again, for a
-    layer at a time in an update and whole while completions are drawn.
+    layer at a time in an update and whole while completions are drawn. ``flat``: the gradient is that of all weights,
+    frozen ones included.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Ranks:
     states: int = 1
     buckets: bool = False
     gathers: bool = False
+    flat: bool = False
 
 
 def read_ranks(strategy: Any, devices: Any, nodes: int, *, gpu: bool) -> Ranks:
@@ -52,14 +55,13 @@ def read_ranks(strategy: Any, devices: Any, nodes: int, *, gpu: bool) -> Ranks:
         copies = not strategy._ddp_kwargs.get("gradient_as_bucket_view", False)
         return Ranks(f"DDP on {number} rank(s)", number, buckets=copies)
     if isinstance(strategy, FSDPStrategy):
+        check_fsdp1(strategy)
         sharding = strategy.sharding_strategy.name
-        if sharding == "NO_SHARD":
-            return Ranks(f"FSDP, {sharding}, on {number} rank(s)", number)
-        inside = number // nodes if "HYBRID" in sharding else number
-        kept = 1 if sharding in ("SHARD_GRAD_OP", "_HYBRID_SHARD_ZERO2") else inside
-        return Ranks(f"FSDP, {sharding}, on {number} rank(s)", number, kept, inside, inside, gathers=kept > 1)
+        kept = number if sharding == "FULL_SHARD" else 1
+        name = f"FSDP1, {sharding}, on {number} rank(s)"
+        return Ranks(name, number, kept, number, number, gathers=kept > 1, flat=True)
     if isinstance(strategy, ModelParallelStrategy):
-        return Ranks(f"model parallel on {number} rank(s)", number, number, number, number, gathers=True)
+        return Ranks(f"FSDP2 on {number} rank(s)", number, number, number, number, gathers=True)
     raise ValueError(
         f"trainer.strategy: got {type(strategy).__name__}; memory is planned for a single device, ddp, fsdp and "
         "model_parallel"

@@ -20,7 +20,7 @@ from frpo.rollouts.sampler import Sampler
 # Lightning's names: whether arithmetic is in half precision beside the weights, and the type the weights are cast to.
 PRECISIONS: dict[str, tuple[bool, torch.dtype | None]] = {
     **dict.fromkeys(("32-true", "32"), (False, None)),
-    **dict.fromkeys(("bf16-mixed", "bf16", "16-mixed", "16"), (True, None)),
+    **dict.fromkeys(("bf16-mixed", "bf16"), (True, None)),
     "bf16-true": (False, torch.bfloat16),
     "16-true": (False, torch.float16),
     **dict.fromkeys(("64-true", "64"), (False, torch.float64)),

@@ -65,7 +65,7 @@ def data(batch_size: int) -> PromptDataModule:
 
 @pytest.fixture(scope="module")
 def alone(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    make = partial(sharded_runs.lora, model_dir, reward=Patchy())
+    make = partial(sharded_runs.lora, model_dir, reward=Patchy(), epochs_per_rollout=1)
     return sharded_runs.run(make, data, tmp_path_factory.mktemp("alone") / "1.pt", max_steps=STEPS)
 
 
@@ -79,7 +79,7 @@ def assert_equal(one: dict[str, Any], two: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp1", "fsdp2"])
 def test_two_uneven_ranks_equal_one_process(model_dir: Path, tmp_path: Path, alone, kind: str) -> None:
-    make = partial(sharded_runs.lora, model_dir, reward=Patchy())
+    make = partial(sharded_runs.lora, model_dir, reward=Patchy(), epochs_per_rollout=1)
     two = sharded_runs.run(make, data, tmp_path / "2.pt", kind, max_steps=STEPS)
     assert_equal(alone, two)
     assert {"val/reward/even", "train/failed", "train/abstained"} <= set(two["held_out"]) | set(two["rows"][-1])
@@ -88,6 +88,6 @@ def test_two_uneven_ranks_equal_one_process(model_dir: Path, tmp_path: Path, alo
 def test_a_reward_on_one_rank_trains_the_same(model_dir: Path, tmp_path: Path, alone) -> None:
     """Each rank has completions of one task only, and still takes part in judging the other."""
     reward = Router({"even": OnRanks(Patchy(), [1]), "odd": OnRanks(Patchy(), [0, 1])})
-    make = partial(sharded_runs.lora, model_dir, reward=reward, on_reward_error="failed")
+    make = partial(sharded_runs.lora, model_dir, reward=reward, on_reward_error="failed", epochs_per_rollout=1)
     two = sharded_runs.run(make, data, tmp_path / "2.pt", "ddp", max_steps=STEPS)
     assert_equal(alone, two)

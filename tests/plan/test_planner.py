@@ -201,6 +201,8 @@ def test_what_is_sharded_is_divided(wide_dir):
     assert line(cut, "gradients", "update") == -(-line(one, "gradients", "update") // 8)
     summed = make_plan(job(wide_dir, mbs=4), ranks, CPU)  # over two micro-batches each rank has them whole
     assert line(summed, "gradients", "update") == 4 * one.trainable
+    adapted = make_plan(job(wide_dir, mbs=4, adapter=LoRA(r=2, alpha=4)), ranks, CPU)
+    assert line(adapted, "frozen gradients", "update") == 4 * adapted.frozen
     ddp = make_plan(job(wide_dir), read_ranks("ddp", 4, 1, gpu=False), CPU)
     assert line(ddp, "policy weights") == line(one, "policy weights")
     assert line(ddp, "gradient buckets") == 4 * one.trainable
