@@ -18,6 +18,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from frpo.tracking.redaction import redact_text
 
 POLL_S = 0.5
+READ_S = 10.0
+"""What a rank that failed gives the others to read so, at most: its process may hold the store."""
 GRACE_S = 3.0
 """Between the news and the end of a rank that waits for others: time for the failing one to say more itself."""
 TEARDOWN_S = 30.0
@@ -189,7 +191,7 @@ class Watch(threading.Thread):
 
     def _wait_for(self, keys: list[str]) -> None:
         """The store may go with this process: let the others read it, those that still can."""
-        until = time.monotonic() + GRACE_S
+        until = time.monotonic() + READ_S
         while time.monotonic() < until and not self._store().check(keys):
             time.sleep(POLL_S / 5)
 

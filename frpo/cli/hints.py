@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser
 from frpo.cli.errors import ConfigError, clipped, nearest
 from frpo.cli.yaml_files import load_text
 
-_PLAIN = (int, float, complex, str, bytes, bool, list, dict, tuple, set, frozenset, type(None), object)
+_PLAIN = (Any, int, float, complex, str, bytes, bool, list, dict, tuple, set, frozenset, type(None), object)
 _LISTS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
 MAX_CHOICES = 12
 REQUIRED = inspect.Parameter.empty

@@ -91,6 +91,7 @@ def follows(rank: int) -> list[str]:
     callback.on_exception(trainer, None, error)
     if rank == 0:
         dist.barrier()
+    dist.barrier()  # rank 0 holds the store, and stays until it was read
     return getattr(error, "__notes__", [])
 
 
