@@ -98,6 +98,15 @@ def test_the_class_of_the_model_is_checked_first(refused):
     assert "data.class_path: cli_fakes.Line is no LightningDataModule" in refused("--data.class_path", "cli_fakes.Line")
 
 
+def test_a_value_of_any_type_is_not_taken_for_the_name_of_a_class(refused, folder):
+    (folder / "over.yaml").write_text(
+        "model:\n  init_args:\n    shape: {class_path: cli_fakes.Labelled, init_args: {options: {api_key: hidden}}}"
+    )
+    message = refused("--config", "over.yaml", "--model.init_args.lr", "high")
+    assert "model.init_args.lr: got 'high', expected float" in message
+    assert "hidden" not in message
+
+
 def test_our_own_classes_are_suggested_before_they_were_imported(refused):
     message = refused(
         "--model", "frpo.modules.policy_optimization.PolicyOptimization", "--model.reward", "frpo.rewards.Routr"
