@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from frpo import __version__
-from frpo.cli.errors import ConfigError
+from frpo.configuration.errors import ConfigError
 
 
 class Command(NamedTuple):

@@ -14,8 +14,8 @@ from lightning.pytorch import LightningModule
 
 from frpo.cli.parsing import FrpoCLI
 from frpo.cli.recipes import names
-from frpo.cli.shipped import shipped
-from frpo.cli.yaml_files import read_with_includes
+from frpo.configuration.shipped import shipped
+from frpo.configuration.yaml_files import read_with_includes
 from frpo.data.strategy import check_fsdp1
 from frpo.objectives import FRPO, GRPO
 

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from frpo.cli.arguments import split_arguments
-from frpo.cli.errors import ConfigError
+from frpo.configuration.errors import ConfigError
 from frpo.evaluation.label_agreement import LabelAgreement, Measured
 from frpo.tracking.durable import write_whole
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frpo.cli.arguments import Arguments
-from frpo.cli.errors import ConfigError, clipped, nearest, suggestion
 from frpo.cli.hints import (
     REQUIRED,
     Field,
@@ -27,6 +26,7 @@ from frpo.cli.hints import (
     is_plain,
     values_of,
 )
+from frpo.configuration.errors import ConfigError, clipped, nearest, suggestion
 from frpo.tracking.redaction import redact
 
 COMMAND_LINE = "command line"

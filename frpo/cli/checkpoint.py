@@ -10,7 +10,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from frpo.callbacks.checkpoint_files import is_whole, newest_first
-from frpo.cli.errors import ConfigError, nearest
+from frpo.configuration.errors import ConfigError, nearest
 from frpo.models.checkpoint import read_checkpoint
 
 LAST = "last"

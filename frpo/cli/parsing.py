@@ -29,9 +29,9 @@ from frpo.callbacks.run_record import RunRecord
 from frpo.cli.arguments import Arguments, split_arguments
 from frpo.cli.check import Checker, Group
 from frpo.cli.checkpoint import check_checkpoint, find_checkpoint
-from frpo.cli.errors import ConfigError, clipped, suggestion
 from frpo.cli.hints import REQUIRED, Field, fields, import_class
 from frpo.cli.references import restore_references
+from frpo.configuration.errors import ConfigError, clipped, suggestion
 from frpo.data.prompts import PromptDataModule
 from frpo.modules.policy_optimization import PolicyOptimization
 from frpo.tracking.durable import write_whole

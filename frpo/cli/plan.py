@@ -7,8 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from frpo.cli.errors import ConfigError
 from frpo.cli.parsing import FrpoCLI
+from frpo.configuration.errors import ConfigError
 from frpo.plan.jobs import Job
 from frpo.plan.memory import Device, available, parse_bytes, show_bytes
 from frpo.plan.plan import Line, MemoryPlan

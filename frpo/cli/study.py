@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from frpo.cli import report
-from frpo.cli.errors import ConfigError
+from frpo.configuration.errors import ConfigError
 from frpo.study.cells import Cell, expand
 from frpo.study.check import check_runs
 from frpo.study.folder import REPORT, read_plan, write_plan

@@ -17,8 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from frpo.callbacks.checkpoint import Checkpoint, latest
 from frpo.callbacks.end_together import EndTogether
 from frpo.cli.checkpoint import described
-from frpo.cli.errors import ConfigError
 from frpo.cli.parsing import FrpoCLI
+from frpo.configuration.errors import ConfigError
 from frpo.tracking.durable import DiskError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frpo.cli.errors import ConfigError, clipped
-from frpo.cli.yaml_files import read_mapping
+from frpo.configuration.errors import ConfigError, clipped
+from frpo.configuration.yaml_files import read_mapping
 from frpo.models.policy import Policy
 
 PREFIX = "policy_model."

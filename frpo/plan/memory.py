@@ -18,7 +18,7 @@ MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 """With this variable set (262144, say) glibc gives every large block back as soon as it is freed."""
 # glibc raises that threshold by itself, and then keeps freed blocks: the resident memory of an update grew by 1.1 to
 # 1.5 times the bytes of its tensors (SmolLM2-135M, full and LoRA, on a CPU), and by 1.0 times with the variable set.
-HEAP = 0.3
+HEAP = 0.4
 
 
 @dataclass(frozen=True)

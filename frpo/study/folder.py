@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from frpo.cli.errors import ConfigError
+from frpo.configuration.errors import ConfigError
 from frpo.study.cells import Cell
 from frpo.study.spec import StudySpec
 from frpo.tracking.durable import write_whole

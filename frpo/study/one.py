@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from frpo.cli.errors import ConfigError
+from frpo.configuration.errors import ConfigError
 from frpo.study.cells import DONE, FAILED, LOG, POLICY_FOLDER, Cell, cells_folder, code_version, replaced
 from frpo.study.spec import StudySpec, Tree
 from frpo.tracking.durable import write_whole

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from frpo.cli.errors import ConfigError, clipped, suggestion
-from frpo.cli.yaml_files import find_file, read_with_includes
+from frpo.configuration.errors import ConfigError, clipped, suggestion
+from frpo.configuration.yaml_files import find_file, read_with_includes
 from frpo.study.spec import Axis, Entry, StudySpec, Tree, overlaid
 
 KEYS = (

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frpo.cli.errors import ConfigError
 from frpo.cli.references import restore_references
-from frpo.cli.yaml_files import load_text, read_with_includes
+from frpo.configuration.errors import ConfigError
+from frpo.configuration.yaml_files import load_text, read_with_includes
 
 
 def write(path: Path, text: str) -> Path:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from frpo.cli.checkpoint import check_checkpoint, find_checkpoint
-from frpo.cli.errors import ConfigError
+from frpo.configuration.errors import ConfigError
 
 HERE = Path(__file__).parent
 RUN = ("fit", "--config", "base.yaml")

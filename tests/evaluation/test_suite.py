@@ -9,10 +9,10 @@ import runs
 from toy_models import build_tokenizer
 
 from frpo.callbacks.evaluation import Evaluation
-from frpo.cli.errors import ConfigError
 from frpo.cli.parsing import FrpoCLI
-from frpo.cli.shipped import shipped
-from frpo.cli.yaml_files import read_with_includes
+from frpo.configuration.errors import ConfigError
+from frpo.configuration.shipped import shipped
+from frpo.configuration.yaml_files import read_with_includes
 from frpo.data.sources import FileSource
 from frpo.evaluation.suite import Suite
 from frpo.rewards.router import Router

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frpo.cli.arguments import split_arguments
-from frpo.cli.errors import ConfigError
 from frpo.cli.parsing import FrpoCLI
-from frpo.cli.shipped import shipped
-from frpo.cli.yaml_files import read_with_includes
+from frpo.configuration.errors import ConfigError
+from frpo.configuration.shipped import shipped
+from frpo.configuration.yaml_files import read_with_includes
 from frpo.study.cells import expand
 from frpo.study.reading import read_study
 

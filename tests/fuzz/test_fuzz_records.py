@@ -12,7 +12,7 @@ from fuzzing import VALUES, damaged, fuzzed, mutated, outcome, randoms
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frpo.cli.errors import ConfigError
+from frpo.configuration.errors import ConfigError
 from frpo.evaluation.records import read_frame, record_path
 from frpo.models.checkpoint import build_policy, read_checkpoint
 from frpo.study.cells import DONE, FAILED, Cell, cells_folder

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 
 from frpo.callbacks.evaluation import Evaluation
 from frpo.cli.parsing import FrpoCLI
-from frpo.cli.shipped import shipped
+from frpo.configuration.shipped import shipped
 from frpo.models.checkpoint import build_policy
 from frpo.modules.evaluated import EvaluatedPolicy
 from frpo.objectives import FRPO, GRPO

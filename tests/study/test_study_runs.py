@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from frpo.cli.errors import ConfigError
 from frpo.cli.study import run, status
+from frpo.configuration.errors import ConfigError
 from frpo.study.cells import expand
 from frpo.study.folder import read_plan
 from frpo.study.one import BUSY, locked

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from frpo.cli.errors import ConfigError
 from frpo.cli.study import shard
+from frpo.configuration.errors import ConfigError
 from frpo.study.cells import Cell, expand, replaced
 from frpo.study.factors import factors_of
 from frpo.study.reading import read_study

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from frpo.cli.errors import ConfigError, clipped, nearest
-from frpo.cli.shipped import FOLDERS, find_shipped, shipped
+from frpo.configuration.errors import ConfigError, clipped, nearest
+from frpo.configuration.shipped import FOLDERS, find_shipped, shipped
 
 INCLUDE = "include"
 MAX_BYTES = 2**18  # of a configuration file
