@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch import Trainer
 from frpo.cli.parsing import FrpoCLI
 from frpo.configuration.errors import ConfigError
 from frpo.plan.jobs import Job
-from frpo.plan.memory import Device, available, parse_bytes, show_bytes
+from frpo.plan.memory import MMAP_THRESHOLD, available, parse_bytes, show_bytes
 from frpo.plan.plan import Line, MemoryPlan
 from frpo.plan.planner import Advice, advise, make_plan
 from frpo.plan.ranks import Ranks, read_ranks
@@ -48,10 +49,9 @@ def main(args: list[str]) -> int:
     try:
         limit = None if memory is None else parse_bytes(memory)
         gpu = accelerator in GPUS or (accelerator == "auto" and available(gpu=True) is not None)
-        device = Device.of(gpu)
         ranks = read_ranks(trainer.strategy, trainer.devices, trainer.num_nodes, gpu=gpu)
         job = read_job(cli.model, cli.datamodule, precision=trainer.precision)
-        plan = make_plan(job, ranks, device)
+        plan = make_plan(job, ranks, gpu=gpu)
         here = ranks.number // trainer.num_nodes
         if limit is None:
             limit = available(gpu=gpu)
@@ -62,9 +62,14 @@ def main(args: list[str]) -> int:
                 f"while loading: each of a machine's {here} ranks reads policy and reference whole, together "
                 f"{show_bytes(here * plan.loaded)} of the machine's memory"
             )
+        if not gpu and MMAP_THRESHOLD not in os.environ:
+            print(
+                "on a CPU glibc may keep blocks that were freed beside these, up to as much again; in the environment, "
+                f"{MMAP_THRESHOLD}=262144 has it give them back, at some cost in time"
+            )
         if limit is None or plan.total <= limit:
             return 0
-        print(refusal(job, ranks, plan, limit, device), file=sys.stderr)
+        print(refusal(job, ranks, plan, limit, gpu=gpu), file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error
@@ -106,9 +111,9 @@ def _row(line: Line) -> str:
     return f"  {line.name:<18} {show_bytes(line.bytes):>11}  {line.how}"
 
 
-def refusal(job: Job, ranks: Ranks, plan: MemoryPlan, limit: int, device: Device) -> str:
+def refusal(job: Job, ranks: Ranks, plan: MemoryPlan, limit: int, *, gpu: bool) -> str:
     """Why the run is refused, and the settings to turn, most saved first."""
-    found = advise(job, ranks, plan, limit, device)
+    found = advise(job, ranks, plan, limit, gpu=gpu)
     head = f"frpo plan: the run needs {show_bytes(plan.total)} and {show_bytes(limit)} are there"
     if not found:
         return f"{head}; no setting saves memory here: take a smaller model, or a larger device"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,23 +14,7 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 """Where a container says what it may take."""
 
 MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
-"""With this variable set (262144, say) glibc gives every large block back as soon as it is freed."""
-# glibc raises that threshold by itself, and then keeps freed blocks: the resident memory of an update grew by 1.1 to
-# 1.5 times the bytes of its tensors (SmolLM2-135M, full and LoRA, on a CPU), and by 1.0 times with the variable set.
-HEAP = 0.4
-
-
-@dataclass(frozen=True)
-class Device:
-    """Where a rank runs: on a GPU or not, and the share of a phase's bytes that the allocator keeps beside them."""
-
-    gpu: bool
-    heap: float = 0.0
-
-    @classmethod
-    def of(cls, gpu: bool) -> Device:
-        """The device as this process's environment has it."""
-        return cls(gpu, 0.0 if gpu or MMAP_THRESHOLD in os.environ else HEAP)
+"""With this variable set (262144, say) glibc gives every large block back as soon as it is freed, not some of them."""
 
 
 def parse_bytes(text: str) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from frpo.plan.jobs import Job, Models
-from frpo.plan.memory import MMAP_THRESHOLD, Device
 from frpo.plan.optimizers import optimizer_cost
 from frpo.plan.plan import Line, MemoryPlan, Phase, size, trainable, weights
 from frpo.plan.ranks import Ranks, gathered
@@ -28,17 +27,15 @@ class Advice:
     plan: MemoryPlan
 
 
-def make_plan(job: Job, ranks: Ranks, device: Device) -> MemoryPlan:
+def make_plan(job: Job, ranks: Ranks, *, gpu: bool) -> MemoryPlan:
     """The memory of one rank."""
     models = job.models()
     policy = models.trained
     parameters = trainable(policy)
     gradients = size(parameters)
-    cost = optimizer_cost(job.optimizer, parameters, at_once=device.gpu)
+    cost = optimizer_cost(job.optimizer, parameters, at_once=gpu)
     held = [
-        Line(
-            "process", PROCESS, "context of the device's driver" if device.gpu else "the interpreter and its libraries"
-        ),
+        Line("process", PROCESS, "context of the device's driver" if gpu else "the interpreter and its libraries"),
         _cut(_weights("policy weights", policy), ranks.weights),
         *_others(models, ranks),
         _cut(
@@ -53,7 +50,7 @@ def make_plan(job: Job, ranks: Ranks, device: Device) -> MemoryPlan:
         "optimiser step",
         (
             _cut(Line("gradients", gradients, "of all parameters that train"), ranks.gradients),
-            _cut(Line("workspace", cost.workspace, _handled(device)), ranks.states),
+            _cut(Line("workspace", cost.workspace, _handled(gpu)), ranks.states),
         ),
     )
     training = sum(parameter.numel() for parameter in parameters)
@@ -62,11 +59,11 @@ def make_plan(job: Job, ranks: Ranks, device: Device) -> MemoryPlan:
         sum(parameter.numel() for parameter in policy.parameters()) - training,
         sum(weights(model) for model in (policy, models.reference) if model is not None),
         tuple(held),
-        tuple(_kept(phase, device) for phase in (*phases, step)),
+        (*phases, step),
     )
 
 
-def advise(job: Job, ranks: Ranks, plan: MemoryPlan, limit: int, device: Device) -> list[Advice]:
+def advise(job: Job, ranks: Ranks, plan: MemoryPlan, limit: int, *, gpu: bool) -> list[Advice]:
     """Of each setting the gentlest value that makes the job fit into ``limit`` bytes, else its last; most saved first.
 
     A setting that saves nothing is left out.
@@ -76,16 +73,13 @@ def advise(job: Job, ranks: Ranks, plan: MemoryPlan, limit: int, device: Device)
         if change.phases is not None and plan.largest.name not in change.phases:
             continue
         for value, changed in change.jobs:
-            one = Advice(f"--{change.setting} {value}", make_plan(changed, ranks, device))
+            one = Advice(f"--{change.setting} {value}", make_plan(changed, ranks, gpu=gpu))
             if one.plan.total <= limit:
                 break
         found.append(one)
     if ranks.buckets:
         lean = Ranks(ranks.name, ranks.number)
-        found.append(Advice(f"--trainer.strategy '{LEAN_DDP}'", make_plan(job, lean, device)))
-    if device.heap:
-        tried = make_plan(job, ranks, Device(device.gpu))
-        found.append(Advice(f"in the environment: {MMAP_THRESHOLD}=262144", tried))
+        found.append(Advice(f"--trainer.strategy '{LEAN_DDP}'", make_plan(job, lean, gpu=gpu)))
     return sorted((one for one in found if one.plan.total < plan.total), key=lambda one: one.plan.total)
 
 
@@ -103,8 +97,8 @@ def _weights(name: str, model: nn.Module) -> Line:
     return Line(name, weights(model), f"{number:,} parameters, {' and '.join(kinds)}, and its buffers")
 
 
-def _handled(device: Device) -> str:
-    return "all parameters at once" if device.gpu else "one parameter at a time, for the largest"
+def _handled(gpu: bool) -> str:
+    return "all parameters at once" if gpu else "one parameter at a time, for the largest"
 
 
 def _cut(line: Line, parts: int) -> Line:
@@ -132,10 +126,3 @@ def _gathered(phase: Phase, models: Models) -> Line:
         whole = weights(models.trained) + weights(models.reference)
         return Line("gathered weights", whole, "the whole policy and the whole reference")
     return Line("gathered weights", weights(models.trained), "the whole policy")
-
-
-def _kept(phase: Phase, device: Device) -> Phase:
-    if not device.heap:
-        return phase
-    how = f"{device.heap:.0%} of the phase: freed blocks that glibc keeps unless {MMAP_THRESHOLD} is set"
-    return Phase(phase.name, (*phase.lines, Line("allocator", round(device.heap * phase.total), how)))

@@ -17,7 +17,7 @@ from frpo.modules.group_gradient import TokenPass
 from frpo.modules.micro_batches import MicroBatch
 from frpo.penalty import KLPenalty
 from frpo.plan.jobs import PolicyJob, SupervisedJob
-from frpo.plan.memory import Device, parse_bytes, show_bytes
+from frpo.plan.memory import parse_bytes, show_bytes
 from frpo.plan.optimizers import optimizer_cost
 from frpo.plan.phases import Rollout
 from frpo.plan.plan import size, trainable, weights
@@ -26,7 +26,7 @@ from frpo.plan.ranks import Ranks, gathered, read_ranks
 from frpo.plan.tracing import LiveBytes
 from frpo.rollouts.in_process import InProcessSampler
 
-ONE, CPU = Ranks("one process", 1), Device(gpu=False)
+ONE = Ranks("one process", 1)
 HIDDEN, LAYERS, VOCABULARY = 64, 3, 46
 
 
@@ -63,7 +63,7 @@ def line(plan, name, phase=None):
 def test_weights_gradients_and_states_are_counted_exactly(wide_dir):
     model = Policy(wide_dir).load()
     number = sum(p.numel() for p in model.parameters())
-    plan = make_plan(job(wide_dir), ONE, CPU)
+    plan = make_plan(job(wide_dir), ONE, gpu=False)
     assert (plan.trainable, plan.frozen) == (number, 0)
     assert line(plan, "policy weights") == line(plan, "reference weights") == weights(model)
     tensors = len(list(model.parameters()))
@@ -76,7 +76,7 @@ def test_weights_gradients_and_states_are_counted_exactly(wide_dir):
 
 def test_an_adapter_trains_alone_in_float32(wide_dir):
     adapted = job(wide_dir, adapter=LoRA(r=4, alpha=8), dtype="bfloat16", reference=AdapterDisabled())
-    plan = make_plan(adapted, ONE, CPU)
+    plan = make_plan(adapted, ONE, gpu=False)
     model = adapted.policy.load()
     assert plan.trainable == sum(p.numel() for p in trainable(model))
     assert plan.frozen == sum(p.numel() for p in model.parameters()) - plan.trainable
@@ -108,11 +108,11 @@ def test_states_are_those_the_optimiser_makes(build, states):
 
 
 def test_the_cache_is_counted_exactly(wide_dir):
-    plan = make_plan(job(wide_dir, P=3, G=4, L=10, T=6), ONE, CPU)
+    plan = make_plan(job(wide_dir, P=3, G=4, L=10, T=6), ONE, gpu=False)
     head = HIDDEN // 4
     longest = 10 + 6 - 1  # the last token is drawn, not computed
     assert line(plan, "KV cache", "rollout") == 12 * LAYERS * 2 * 2 * head * longest * 4
-    few = make_plan(job(wide_dir, P=3, G=4, sampler=InProcessSampler(6, max_sequences=4), L=10), ONE, CPU)
+    few = make_plan(job(wide_dir, P=3, G=4, sampler=InProcessSampler(6, max_sequences=4), L=10), ONE, gpu=False)
     assert line(few, "KV cache", "rollout") * 3 == line(plan, "KV cache", "rollout")
 
 
@@ -147,7 +147,7 @@ def saved_bytes(path, b, L, T, checkpointing, kl) -> int:
 def test_activations_are_what_autograd_saves(wide_dir, shape, checkpointing, estimator):
     b, L, T = shape
     kl = KLPenalty(beta=0.1, estimator=estimator)
-    plan = make_plan(job(wide_dir, P=8, L=L, T=T, mbs=b, kl=kl, gradient_checkpointing=checkpointing), ONE, CPU)
+    plan = make_plan(job(wide_dir, P=8, L=L, T=T, mbs=b, kl=kl, gradient_checkpointing=checkpointing), ONE, gpu=False)
     planned = line(plan, "activations", "update") + line(plan, "logits", "update")
     assert planned == pytest.approx(saved_bytes(wide_dir, b, L, T, checkpointing, kl), rel=0.2)
 
@@ -155,7 +155,7 @@ def test_activations_are_what_autograd_saves(wide_dir, shape, checkpointing, est
 @pytest.mark.parametrize("mbs", [3, 8])
 def test_the_peak_of_an_update_is_that_of_one_that_is_run(wide_dir, mbs):
     planned = job(wide_dir, L=24, T=16, mbs=mbs)
-    phase = next(p for p in make_plan(planned, ONE, CPU).phases if p.name == "update")
+    phase = next(p for p in make_plan(planned, ONE, gpu=False).phases if p.name == "update")
     model = planned.policy.load()
     frozen = FrozenCopy().load(planned.policy, model)
     update = planned._update(model)
@@ -168,13 +168,13 @@ def test_the_peak_of_an_update_is_that_of_one_that_is_run(wide_dir, mbs):
 
 
 def test_half_precision_halves_the_activations(wide_dir):
-    wide, narrow = (make_plan(job(wide_dir, L=24, T=16, autocast=on), ONE, CPU) for on in (False, True))
+    wide, narrow = (make_plan(job(wide_dir, L=24, T=16, autocast=on), ONE, gpu=False) for on in (False, True))
     assert line(narrow, "logits", "update") * 2 == line(wide, "logits", "update")
     assert line(narrow, "activations", "update") < 0.8 * line(wide, "activations", "update")
 
 
 def test_weights_that_the_trainer_casts_are_planned_so(wide_dir):
-    wide, narrow = (make_plan(replace(job(wide_dir), cast=cast), ONE, CPU) for cast in (None, torch.bfloat16))
+    wide, narrow = (make_plan(replace(job(wide_dir), cast=cast), ONE, gpu=False) for cast in (None, torch.bfloat16))
     for name in ("policy weights", "reference weights", "optimiser states"):
         assert line(narrow, name) == pytest.approx(line(wide, name) / 2, rel=0.01)
     assert line(narrow, "logits", "update") * 2 == line(wide, "logits", "update")
@@ -182,16 +182,16 @@ def test_weights_that_the_trainer_casts_are_planned_so(wide_dir):
 
 
 def test_supervised_steps_are_planned(wide_dir):
-    plan = make_plan(SupervisedJob(Policy(wide_dir), torch.optim.AdamW, 2, False, 4, 64), ONE, CPU)
+    plan = make_plan(SupervisedJob(Policy(wide_dir), torch.optim.AdamW, 2, False, 4, 64), ONE, gpu=False)
     assert [phase.name for phase in plan.phases] == ["update", "optimiser step"]
     assert line(plan, "logits", "update") == 2 * 64 * VOCABULARY * 4
     assert line(plan, "gradients", "update") == 4 * plan.trainable  # those of the first of two micro-batches
 
 
 def test_what_is_sharded_is_divided(wide_dir):
-    one = make_plan(job(wide_dir), ONE, CPU)
+    one = make_plan(job(wide_dir), ONE, gpu=False)
     ranks = read_ranks("fsdp", 4, 2, gpu=False)
-    cut = make_plan(job(wide_dir), ranks, CPU)
+    cut = make_plan(job(wide_dir), ranks, gpu=False)
     assert ranks.number == 8
     for name in ("policy weights", "reference weights", "optimiser states"):
         assert line(cut, name) == -(-line(one, name) // 8)
@@ -199,11 +199,11 @@ def test_what_is_sharded_is_divided(wide_dir):
     assert line(cut, "gathered weights", "update") == gathered(Policy(wide_dir).blank())
     assert line(cut, "gathered weights", "rollout") == weights(Policy(wide_dir).load())
     assert line(cut, "gradients", "update") == -(-line(one, "gradients", "update") // 8)
-    summed = make_plan(job(wide_dir, mbs=4), ranks, CPU)  # over two micro-batches each rank has them whole
+    summed = make_plan(job(wide_dir, mbs=4), ranks, gpu=False)  # over two micro-batches each rank has them whole
     assert line(summed, "gradients", "update") == 4 * one.trainable
-    adapted = make_plan(job(wide_dir, mbs=4, adapter=LoRA(r=2, alpha=4)), ranks, CPU)
+    adapted = make_plan(job(wide_dir, mbs=4, adapter=LoRA(r=2, alpha=4)), ranks, gpu=False)
     assert line(adapted, "frozen gradients", "update") == 4 * adapted.frozen
-    ddp = make_plan(job(wide_dir), read_ranks("ddp", 4, 1, gpu=False), CPU)
+    ddp = make_plan(job(wide_dir), read_ranks("ddp", 4, 1, gpu=False), gpu=False)
     assert line(ddp, "policy weights") == line(one, "policy weights")
     assert line(ddp, "gradient buckets") == 4 * one.trainable
     assert read_ranks("auto", "1", 1, gpu=False).name == "one process"
@@ -214,8 +214,8 @@ def test_what_is_sharded_is_divided(wide_dir):
 
 def test_advice_is_computed_and_most_saved_comes_first(wide_dir):
     large = job(wide_dir, P=4, L=32, T=32, mbs=16, adapter=LoRA(r=2, alpha=4), reference=FrozenCopy())
-    plan = make_plan(large, ONE, CPU)
-    found = advise(large, ONE, plan, limit=PROCESS + 2**20, device=CPU)
+    plan = make_plan(large, ONE, gpu=False)
+    found = advise(large, ONE, plan, limit=PROCESS + 2**20, gpu=False)
     settings = [one.setting.split()[0].rsplit(".", 1)[-1] for one in found]
     assert set(settings) == {"micro_batch_size", "gradient_checkpointing", "dtype", "reference"}
     saved = [plan.total - one.plan.total for one in found]
@@ -223,27 +223,17 @@ def test_advice_is_computed_and_most_saved_comes_first(wide_dir):
     assert min(saved) > 0
     smaller = next(one for one in found if "micro_batch_size" in one.setting)
     assert smaller.setting.endswith("micro_batch_size 1")  # none fits, so the last
-    assert smaller.plan == make_plan(replace(large, micro_batch_size=1, known={}), ONE, CPU)
-    generous = advise(large, ONE, plan, limit=plan.total - 1, device=CPU)
+    assert smaller.plan == make_plan(replace(large, micro_batch_size=1, known={}), ONE, gpu=False)
+    generous = advise(large, ONE, plan, limit=plan.total - 1, gpu=False)
     assert next(one for one in generous if "micro_batch_size" in one.setting).setting.endswith("micro_batch_size 8")
 
 
 def test_a_rollout_that_is_too_large_is_answered_by_fewer_sequences(wide_dir):
     wordy = job(wide_dir, P=16, G=8, L=8, T=64, mbs=1)
-    plan = make_plan(wordy, ONE, CPU)
+    plan = make_plan(wordy, ONE, gpu=False)
     assert plan.largest.name == "rollout"
-    found = advise(wordy, ONE, plan, limit=PROCESS, device=CPU)
+    found = advise(wordy, ONE, plan, limit=PROCESS, gpu=False)
     assert [one.setting for one in found] == ["--model.init_args.sampler.init_args.max_sequences 8"]
-
-
-def test_the_allocator_of_a_cpu_is_counted_unless_told_to_give_back(wide_dir, monkeypatch):
-    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
-    device = Device.of(gpu=False)
-    plan, lean = make_plan(job(wide_dir), ONE, device), make_plan(job(wide_dir), ONE, CPU)
-    assert plan.largest.total == pytest.approx(1.3 * lean.largest.total, rel=1e-3)
-    assert advise(job(wide_dir), ONE, plan, 1, device)[-1].setting.startswith("in the environment")
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "262144")
-    assert Device.of(gpu=False).heap == Device.of(gpu=True).heap == 0
 
 
 @pytest.mark.parametrize(
