@@ -105,11 +105,14 @@ class Checkpoint(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """What to keep in mind about the files, and whether the validation of this step is still to be run."""
-        return {**super().state_dict(), "validation_left": self._validation_left}
+        return {**super().state_dict(), "mode": self.mode, "validation_left": self._validation_left}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the same files."""
         super().load_state_dict(state_dict)
+        if (state_dict["monitor"], state_dict.get("mode", self.mode)) != (self.monitor, self.mode):
+            # Values of two metrics cannot be ranked; the files stay.
+            self.best_k_models, self.kth_best_model_path = {}, ""
         self._validation_left = state_dict.get("validation_left", False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -117,6 +120,7 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step
         self._stopping = False
+        self._keep_no_more(trainer)
         self._request.listen(says=trainer.is_global_zero)
         if self._validation_left:
             _validate(trainer)
@@ -141,7 +145,8 @@ class Checkpoint(ModelCheckpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the validation to the resumed run."""
-        self._stop_if_agreed()
+        if self._training(trainer):
+            self._stop_if_agreed()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Leave an unfinished validation to the resumed run. Ranks may differ in batches, so one alone does this."""
@@ -182,6 +187,18 @@ class Checkpoint(ModelCheckpoint):
     def _stop_if_agreed(self) -> None:
         if self._stopping:
             raise SIGTERMException
+
+    def _keep_no_more(self, trainer: Trainer) -> None:
+        """Remove what a ``save_top_k`` smaller than before the resume does not keep: Lightning removes one for one."""
+        best = min if self.mode == "min" else max
+        worst = max if self.mode == "min" else min
+        while len(self.best_k_models) > self.save_top_k >= 0:
+            path = worst(self.best_k_models, key=self.best_k_models.__getitem__)
+            del self.best_k_models[path]
+            self._remove_checkpoint(trainer, path)
+        if self.best_k_models:
+            self.kth_best_model_path = worst(self.best_k_models, key=self.best_k_models.__getitem__)
+            self.best_model_path = best(self.best_k_models, key=self.best_k_models.__getitem__)
 
     @property
     def _folder(self) -> Path:

@@ -132,6 +132,7 @@ class Watch(threading.Thread):
                 self._wait_for([f"seen/{other}" for other in range(ranks) if other != rank])
             else:
                 exception.add_note(f"Before this, {first}")
+                self._acknowledge(rank)  # this process may be gone before its thread looks again
         except dist.DistError:
             exception.add_note(f"Rank 0 of {ranks} was gone by then.")
 

@@ -14,7 +14,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from frpo.callbacks.checkpoint import Checkpoint, latest
+from frpo.callbacks.checkpoint import Checkpoint
+from frpo.callbacks.checkpoint_files import newest_first
 from frpo.callbacks.end_together import EndTogether
 from frpo.cli.checkpoint import described
 from frpo.cli.parsing import FrpoCLI
@@ -83,10 +84,10 @@ def _stopped(trainer: Any, stop: SystemExit) -> int:
     if not trainer.is_global_zero:
         # Lightning's launcher kills the other processes as soon as one of its own ends with another status.
         return 0
-    saved = None if callback is None or callback.dirpath is None else latest(callback.dirpath)
+    saved = [] if callback is None or callback.dirpath is None else newest_first(callback.dirpath)
     advice = "no checkpoint was written yet; start again without --ckpt_path"
-    if saved is not None:
-        advice = f"go on from {described([saved])} with --ckpt_path last"
+    if saved:
+        advice = f"go on from {described(saved[:1])} with --ckpt_path last"
     print(f"frpo fit: stopped by {by.name} after step {trainer.global_step}; {advice}", file=sys.stderr)
     return 128 + by
 

@@ -87,6 +87,27 @@ def test_keeps_all_or_the_best_or_last_alone(tmp_path):
     assert names(tmp_path / "last") == ["last.ckpt"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ({"save_top_k": -1}, {"save_top_k": 2}, ["step=000006.ckpt", "step=000007.ckpt"]),
+        ({"save_top_k": 2}, {"save_top_k": 1}, ["step=000007.ckpt"]),
+        ({"save_top_k": 2}, {"save_top_k": 0}, []),
+        # A metric is not ranked against steps: the best of the resumed run is kept beside the files of before.
+        (
+            {},
+            {"monitor": "train/reward", "save_top_k": 1},
+            ["step=000002.ckpt", "step=000004.ckpt", "step=000007.ckpt"],
+        ),
+    ],
+)
+def test_a_resume_may_keep_fewer_or_by_another_metric(tmp_path, before, after, kept):
+    trainer(tmp_path, Checkpoint(str(tmp_path), 2, **before), limit_val_batches=0, max_steps=4).fit(ToyModule(7))
+    again = trainer(tmp_path, Checkpoint(str(tmp_path), 2, **after), limit_val_batches=0)
+    again.fit(ToyModule(7), ckpt_path=latest(tmp_path))
+    assert names(tmp_path) == ["last.ckpt", *kept]
+
+
 def test_several_updates_a_rollout_do_not_jump_over_a_checkpoint(tmp_path):
     saves = Saves()
     trainer(tmp_path, saves, Checkpoint(str(tmp_path), 4), limit_val_batches=0).fit(ToyModule(5, updates=3))

@@ -79,6 +79,17 @@ def test_the_step_in_hand_is_saved_and_nothing_is_repeated_or_left_out(tmp_path,
     assert torch.equal(module.layer_weight, whole.layer_weight)
 
 
+def test_a_validation_after_a_stopped_fit_runs(tmp_path):
+    ended, module = Validations(), ToyModule(batches=3)
+    common = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks = [Send("on_train_batch_start", 0, signal.SIGTERM), Checkpoint(str(tmp_path), 100), ended]
+    trainer = Trainer(max_epochs=1, callbacks=callbacks, num_sanity_val_steps=0, default_root_dir=tmp_path, **common)
+    with pytest.raises(SIGTERMException):
+        trainer.fit(module)
+    trainer.validate(module, verbose=False)
+    assert len(ended.ended) == 1
+
+
 def test_a_handler_of_the_callers_is_not_run_in_the_middle_of_a_step_and_is_back_afterwards(tmp_path):
     called: list[int] = []
     previous = signal.signal(signal.SIGTERM, lambda number, _: called.append(number))

@@ -100,6 +100,26 @@ def test_what_follows_from_a_failure_names_it(tmp_path: Path) -> None:
     assert (zero.value, one.value) == ([], ["Before this, rank 0 of 2 failed: RuntimeError: on 0"])
 
 
+def raises_and_is_gone(rank: int) -> float:
+    """Both raise, and the second is gone before its thread looks again."""
+    end_together.POLL_S = 5.0
+    callback = EndTogether()
+    callback.setup(SimpleNamespace(world_size=2, loggers=Loggers()), None, "fit")
+    dist.barrier()
+    time.sleep(0.5 * rank)
+    begin = time.monotonic()
+    callback.on_exception(None, None, RuntimeError(f"on {rank}"))
+    if rank == 1:
+        os._exit(3)
+    return time.monotonic() - begin
+
+
+def test_where_all_raise_none_waits_for_one_that_is_gone(tmp_path: Path) -> None:
+    zero, one = rank_processes.run(tmp_path, raises_and_is_gone)
+    assert one.status == 3
+    assert zero.value < 5
+
+
 def ends_well(rank: int, how: str) -> str:
     callback, trainer = watched(patience_s=1.0)
     time.sleep(0.5)
