@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.plugins.precision import (
+    DoublePrecision,
+    FSDPPrecision,
+    HalfPrecision,
+    MixedPrecision,
+    Precision,
+)
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    XLAStrategy,
+)
 
 
 def check_strategy(trainer: Trainer) -> None:
     """Raise ``ValueError`` under a strategy that would train something else, or twice."""
-    strategy = trainer.strategy
+    strategy, precision = trainer.strategy, trainer.precision_plugin
+    known = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
+    if not known or isinstance(strategy, DeepSpeedStrategy | XLAStrategy):  # these two call themselves DDP
+        raise ValueError(
+            f"Trainer.strategy: got {type(strategy).__name__}, expected a single device, DDPStrategy, FSDPStrategy or "
+            "ModelParallelStrategy; see conf/trainer"
+        )
+    if type(precision) is not Precision and not isinstance(
+        precision, MixedPrecision | HalfPrecision | DoublePrecision | FSDPPrecision
+    ):
+        raise ValueError(
+            f"Trainer(plugins=...): got {type(precision).__name__}, expected none for the precision; write "
+            "trainer.precision: bf16-mixed or 32-true"
+        )
     if isinstance(strategy, FSDPStrategy):
         check_fsdp1(strategy)
         _check_fsdp1_precision(str(trainer.precision))

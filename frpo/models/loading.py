@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 @contextmanager
 def reading(path: str, what: str) -> Iterator[None]:
@@ -15,10 +17,11 @@ def reading(path: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ImportError, MemoryError):
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and path in str(error):
+        # torch's allocator of the CPU has no error of its own.
+        if (isinstance(error, ValueError) and path in str(error)) or "allocate memory" in str(error):
             raise
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(

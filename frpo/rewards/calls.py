@@ -73,9 +73,9 @@ def call_reward(reward: Reward, completions: Sequence[Completion]) -> list[Judge
         raise
     except Exception as error:
         tasks = sorted({completion.task for completion in completions})
+        first = f" of tasks {tasks}, first prompt id={completions[0].prompt.id!r}" if completions else ""
         raise RewardError(
-            f"{type(reward).__name__} raised {type(error).__name__} on {len(completions)} completions "
-            f"of tasks {tasks}, first prompt id={completions[0].prompt.id!r}: {error}"
+            f"{type(reward).__name__} raised {type(error).__name__} on {len(completions)} completions{first}: {error}"
         ) from error
     if not isinstance(results, Sequence) or isinstance(results, str):
         raise MalformedJudgementsError(

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import CALL_ERRORS, RewardError, call_reward
+from frpo.rewards.calls import CALL_ERRORS, RewardError, UnusableRewardError, call_reward
 from frpo.types import Completion, Judgement
 
 Result = TypeVar("Result")
@@ -120,7 +120,7 @@ class OnRanks(Reward):
             raise raised
         for rank, (calls, failure, _) in enumerate(everyones):
             if calls != self._calls:
-                raise RuntimeError(
+                raise UnusableRewardError(
                     f"OnRanks: rank {rank} is at exchange {calls}, this one at {self._calls}: the reward around it "
                     "must call it once in each of its own calls, on every rank, with no completions too"
                 )

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
+from lightning.pytorch.plugins.precision import MixedPrecision as Autocast
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, XLAStrategy
 from torch.distributed.fsdp import MixedPrecision
 from torch.nn import Linear
 
@@ -14,13 +16,13 @@ from frpo.data.strategy import check_strategy
 
 
 def fsdp1(precision: str = "bf16-mixed", **settings: Any) -> Any:
-    return SimpleNamespace(strategy=FSDPStrategy(**settings), precision=precision)
+    return SimpleNamespace(strategy=FSDPStrategy(**settings), precision=precision, precision_plugin=Precision())
 
 
 def fsdp2(tensor_parallel: int, **settings: Any) -> Any:
     strategy = ModelParallelStrategy(**settings)
     strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: tensor_parallel)}
-    return SimpleNamespace(strategy=strategy, world_size=8)
+    return SimpleNamespace(strategy=strategy, world_size=8, precision_plugin=Precision())
 
 
 def test_settings_that_train_the_same_policy_pass() -> None:
@@ -28,6 +30,16 @@ def test_settings_that_train_the_same_policy_pass() -> None:
         check_strategy(fsdp1(sharding_strategy=sharding))
     check_strategy(fsdp1("32-true"))
     check_strategy(fsdp2(1, save_distributed_checkpoint=False))
+
+
+def test_what_nobody_has_seen_train_the_same_is_refused_whatever_its_name() -> None:
+    other = SimpleNamespace(strategy=XLAStrategy.__new__(XLAStrategy), precision_plugin=Precision())
+    with pytest.raises(ValueError, match="Trainer.strategy: got XLAStrategy, expected a single device, DDPStrategy"):
+        check_strategy(other)
+    plugged = SimpleNamespace(strategy=DDPStrategy(), precision_plugin=object.__new__(DeepSpeedPrecision))
+    with pytest.raises(ValueError, match="got DeepSpeedPrecision, expected none for the precision"):
+        check_strategy(plugged)
+    check_strategy(SimpleNamespace(strategy=DDPStrategy(), precision_plugin=Autocast("bf16-mixed", "cpu")))
 
 
 @pytest.mark.parametrize(
