@@ -50,7 +50,7 @@ def main(args: list[str]) -> int:
         limit = None if memory is None else parse_bytes(memory)
         gpu = accelerator in GPUS or (accelerator == "auto" and available(gpu=True) is not None)
         ranks = read_ranks(trainer.strategy, trainer.devices, trainer.num_nodes, gpu=gpu)
-        job = read_job(cli.model, cli.datamodule, precision=trainer.precision)
+        job = read_job(cli.model, cli.datamodule, precision=trainer.precision, suites=cli.config_init.evaluation.suites)
         plan = make_plan(job, ranks, gpu=gpu)
         here = ranks.number // trainer.num_nodes
         if limit is None:

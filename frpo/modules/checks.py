@@ -280,6 +280,11 @@ def check_checkpoint(checkpoint: dict[str, Any], module: PolicyModule) -> None:
 def _saved_shapes(checkpoint: dict[str, Any]) -> dict[str, Any]:
     # A strategy that shards weights takes them out of the checkpoint before anyone else sees it.
     if "state_dict" not in checkpoint:
+        if "shapes" not in checkpoint["frpo"]:
+            raise ValueError(
+                "the checkpoint was written before frpo could shard weights; resume it for a step without FSDP first, "
+                "and give the checkpoint of that step"
+            )
         shapes: dict[str, Any] = checkpoint["frpo"]["shapes"]
         return shapes
     return {name: value.shape for name, value in checkpoint["state_dict"].items()}

@@ -177,7 +177,8 @@ class PolicyModule(L.LightningModule):
         would lose them. Lightning gets them for the progress bar and for callbacks.
         """
         batches = self.trainer.fit_loop.total_batch_idx + 1
-        due = batches % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = every > 0 and batches % every == 0
         if due or batches == 1:  # the first is shown at once
             means = {f"train/{name}": value for name, value in self.train_averages.compute().items()}
             for name, value in means.items():
@@ -203,7 +204,11 @@ class PolicyModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the schedules, and the policy's description for a later export."""
         schedules = {name: schedule.state_dict() for name, schedule in self.schedules().items()}
-        averages = {"total": self.train_averages.total.tolist(), "count": self.train_averages.count.tolist()}
+        # Those of all ranks, for rank 0 to go on from, whatever their number then.
+        averages = {
+            name: self.trainer.strategy.reduce(getattr(self.train_averages, name).clone(), reduce_op="sum").tolist()
+            for name in ("total", "count")
+        }
         checkpoint["frpo"] = {
             "schedules": schedules,
             "policy": self.policy.description(),
@@ -220,9 +225,16 @@ class PolicyModule(L.LightningModule):
         return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
     def _numbered(self) -> list[str]:
-        """Names of the weights that an optimiser's state numbers: those that train, or all where they are sharded."""
-        names = [sharding.clean(name) for name, _ in self.named_parameters()]
-        return names if self.sharded else [name for name in names if name in self.shapes]
+        """Names of the weights by the number an optimiser's state has for them.
+
+        All weights of the module where they are sharded, else those that train, by the optimiser's own groups.
+        """
+        if self.sharded:
+            return [sharding.clean(name) for name, _ in self.named_parameters()]
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        # A checkpoint is read before the strategy has its optimiser.
+        optimizer = self.trainer.optimizers[0] if self.trainer.optimizers else self.configure_optimizers()
+        return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; continue the schedules."""

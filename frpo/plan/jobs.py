@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
+from frpo.evaluation.suite import Suite
 from frpo.functional.likelihood import completion_nll
 from frpo.functional.masked import masked_mean
 from frpo.models.policy import DTYPES, Policy
@@ -57,6 +58,8 @@ class Job(ABC):
     micro_batch_size: int
     autocast: bool
     cast: torch.dtype | None = field(default=None, kw_only=True)
+    suites: Mapping[str, Suite] = field(default_factory=dict, kw_only=True, repr=False)
+    """Suites of the run's evaluation: their models stay from the first evaluation on."""
     known: dict[Hashable, Phase] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
     """Phases that were computed already, for this job or one that differs in some settings alone."""
 
@@ -67,6 +70,14 @@ class Job(ABC):
             for parameter in () if model is None or self.cast is None else model.parameters():
                 parameter.data = parameter.data.to(self.cast)
         return models
+
+    def evaluated(self) -> Iterator[tuple[str, nn.Module]]:
+        """The models of the suites without weights, with what each is for."""
+        for path in sorted({path for suite in self.suites.values() for path in suite.kl_to.values()}):
+            yield f"kl_to {path}", self.policy.blank_base(path)
+        for name, suite in self.suites.items():
+            for score, reward in suite.scores.items():
+                yield from ((f"{name}/{score}: {model.name}", model.model) for model in reward.blank_models())
 
     @abstractmethod
     def blank(self) -> Models:

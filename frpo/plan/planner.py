@@ -45,6 +45,7 @@ def make_plan(job: Job, ranks: Ranks, *, gpu: bool) -> MemoryPlan:
     ]
     if ranks.buckets:
         held.append(Line("gradient buckets", gradients, "DDP reduces a copy of the gradients"))
+    held += [_weights(f"evaluation, {name}", model) for name, model in job.evaluated()]
     phases = [_share(phase, ranks, models) for phase in job.phases(models)]
     step = Phase(
         "optimiser step",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from frpo.data.preference_data import JudgedDataModule
 from frpo.data.prompts import PromptDataModule
 from frpo.data.supervised import SupervisedDataModule
+from frpo.evaluation.suite import Suite
 from frpo.modules.policy_optimization import PolicyOptimization
 from frpo.modules.reward_modelling import RewardModelling
 from frpo.modules.supervised import SupervisedFineTuning
@@ -27,7 +30,7 @@ PRECISIONS: dict[str, tuple[bool, torch.dtype | None]] = {
 }
 
 
-def read_job(module: Any, data: Any, *, precision: Any) -> Job:
+def read_job(module: Any, data: Any, *, precision: Any, suites: Mapping[str, Suite] | None = None) -> Job:
     """The job of a configuration's module and data at a Trainer's ``precision``.
 
     Raises ``ValueError`` for modules and precisions that are not planned.
@@ -36,6 +39,10 @@ def read_job(module: Any, data: Any, *, precision: Any) -> Job:
     if name not in PRECISIONS:
         raise ValueError(f"trainer.precision: got {name!r}; memory is planned for {', '.join(PRECISIONS)}")
     autocast, cast = PRECISIONS[name]
+    return replace(_job(module, data, autocast, cast), suites=suites or {})
+
+
+def _job(module: Any, data: Any, autocast: bool, cast: torch.dtype | None) -> Job:
     if type(module) is PolicyOptimization and isinstance(data, PromptDataModule):
         return _policy_job(module, data, autocast, cast)
     if type(module) is SupervisedFineTuning and isinstance(data, SupervisedDataModule):

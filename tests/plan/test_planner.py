@@ -11,6 +11,7 @@ from torch import nn
 from toy_models import build_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from frpo.evaluation.suite import Suite
 from frpo.models.policy import LoRA, Policy
 from frpo.models.reference import AdapterDisabled, FrozenCopy
 from frpo.modules.group_gradient import TokenPass
@@ -179,6 +180,14 @@ def test_weights_that_the_trainer_casts_are_planned_so(wide_dir):
         assert line(narrow, name) == pytest.approx(line(wide, name) / 2, rel=0.01)
     assert line(narrow, "logits", "update") * 2 == line(wide, "logits", "update")
     assert line(narrow, "KV cache", "rollout") * 2 == line(wide, "KV cache", "rollout")
+
+
+def test_models_of_the_evaluation_are_held_whole_on_every_rank(wide_dir):
+    suite = Suite(prompts=None, scores={}, kl_to={"start": str(wide_dir)})
+    beside = replace(job(wide_dir), suites={"drawn": suite})
+    for ranks in (ONE, read_ranks("fsdp", 4, 1, gpu=False)):
+        plan = make_plan(beside, ranks, gpu=False)
+        assert line(plan, f"evaluation, kl_to {wide_dir}") == weights(Policy(wide_dir).load())
 
 
 def test_supervised_steps_are_planned(wide_dir):
