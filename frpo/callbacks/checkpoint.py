@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ class Checkpoint(ModelCheckpoint):
         self._request = StopRequest()
         self._stopping = False
         self._validation_left = False
+        self._loops: dict[str, Any] | None = None
 
     @property
     def stopped_by(self) -> signal.Signals | None:
@@ -115,6 +117,15 @@ class Checkpoint(ModelCheckpoint):
             self.best_k_models, self.kth_best_model_path = {}, ""
         self._validation_left = state_dict.get("validation_left", False)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Where a validation is left, the place in training is that before it, whenever it was left."""
+        if self._validation_left and self._loops is not None:
+            checkpoint["loops"]["fit_loop"] = self._loops
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The validation that the checkpoint owes may be left once more."""
+        self._loops = deepcopy(checkpoint["loops"]["fit_loop"])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing needs saving before a step is taken, fresh or resumed; a stopped run may owe a validation."""
         super().on_train_start(trainer, pl_module)
@@ -138,6 +149,8 @@ class Checkpoint(ModelCheckpoint):
         self._stopping = not _ends(trainer) and self._agree(trainer)
         self._due = self._due or passed or stops or self._stopping
         follows = _validation_follows(trainer)
+        # A resume from within the validation after an epoch's last batch would find no batch to go on with, for ever.
+        self._loops = deepcopy(trainer.fit_loop.state_dict()) if follows else None
         if self._stopping and follows:
             self._leave_validation(trainer)
         elif self._due and not follows:

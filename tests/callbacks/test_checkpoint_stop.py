@@ -38,7 +38,7 @@ class Validations(Callback):
         self.ended.append(trainer.global_step)
 
 
-def fit(folder: Path, *callbacks: Callback, resume: bool = False) -> ToyModule:
+def fit(folder: Path, *callbacks: Callback, resume: bool = False, every: int = 2) -> ToyModule:
     module = ToyModule(batches=3)
     Trainer(
         max_epochs=2,
@@ -48,7 +48,7 @@ def fit(folder: Path, *callbacks: Callback, resume: bool = False) -> ToyModule:
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        val_check_interval=2,
+        val_check_interval=every,
         check_val_every_n_epoch=None,
         default_root_dir=folder,
     ).fit(module, ckpt_path=latest(folder) if resume else None)
@@ -76,6 +76,18 @@ def test_the_step_in_hand_is_saved_and_nothing_is_repeated_or_left_out(tmp_path,
     module = fit(tmp_path, second, resume=True)
     assert first.ended + second.ended == before.ended == [2, 4, 6]
     assert module.seen == whole.seen[2 * saved :]
+    assert torch.equal(module.layer_weight, whole.layer_weight)
+
+
+def test_a_validation_after_an_epochs_last_batch_is_left_to_the_resumed_run(tmp_path):
+    before, after = Validations(), Validations()
+    whole = fit(tmp_path / "whole", before, every=3)
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, after, Send("on_validation_batch_end", 3, signal.SIGTERM), every=3)
+    assert torch.load(latest(tmp_path), weights_only=True)["global_step"] == 3
+    module = fit(tmp_path, after, resume=True, every=3)
+    assert after.ended == before.ended == [3, 6]
+    assert module.seen == whole.seen[6:]
     assert torch.equal(module.layer_weight, whole.layer_weight)
 
 
