@@ -258,7 +258,7 @@ def _link(source: Path, name: Path) -> bool:
         partial.unlink(missing_ok=True)
         os.link(source, partial)
     except OSError:
-        # No hard links here, or a sharded folder: the caller saves a second time instead.
+        # No hard links here: the caller saves a second time instead.
         return False
     os.replace(partial, name)
     return True
