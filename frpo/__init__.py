@@ -17,7 +17,7 @@ _HOMES = {
     "Cosine": "frpo.schedules",
     "AdaptiveKL": "frpo.schedules",
     "PolicyOptimization": "frpo.modules.policy_optimization",
-    "PromptDataModule": "frpo.data.prompts",
+    "PromptDataModule": "frpo.data.prompts.module",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from frpo import __version__
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
 
 
 class Command(NamedTuple):
@@ -33,7 +33,7 @@ COMMANDS = {
     "study status": Command("frpo.cli.study:status", "what of a study is done, running, failed and left"),
     "report": Command("frpo.cli.report:main", "write the page, figures and tables of a study"),
     "agreement": Command("frpo.cli.agreement:main", "measure judges against labels that people gave"),
-    "track replay": Command("frpo.tracking:replay_command", "deliver to MLflow what a run could not"),
+    "track replay": Command("frpo.cli.track:replay_command", "deliver to MLflow what a run could not"),
 }
 
 
@@ -77,7 +77,7 @@ def main(args: list[str] | None = None) -> int:
     except ConfigError as error:
         if os.environ.get("FRPO_TRACEBACK"):
             raise
-        from frpo.tracking.redaction import redact_text  # a message quotes what it refuses
+        from frpo.foundation.redaction import redact_text  # a message quotes what it refuses
 
         print(f"frpo {name}: error:", *redact_text(str(error)).splitlines(), sep="\n  ", file=sys.stderr)
         return 2

@@ -66,6 +66,6 @@ def test_an_installed_wheel_finds_its_recipes_and_fragments(wheel: Path, tmp_pat
         list((ROOT / "recipes").rglob("*.yaml"))
     )
     run(*python, "recipes", "cp", "tiny/frpo", "mine.yaml", cwd=tmp_path, **env)
-    assert "frpo.models.tiny.TinyPolicy" in run(
+    assert "frpo.tiny.policy.TinyPolicy" in run(
         *python, "fit", "--config", "mine.yaml", "--print_config", cwd=tmp_path, **env
     )

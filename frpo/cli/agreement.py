@@ -13,9 +13,9 @@ from jsonargparse import ArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from frpo.cli.arguments import split_arguments
-from frpo.configuration.errors import ConfigError
 from frpo.evaluation.label_agreement import LabelAgreement, Measured
-from frpo.tracking.durable import write_whole
+from frpo.foundation.durable import write_whole
+from frpo.foundation.errors import ConfigError
 
 DESCRIPTION = """Measures rewards, and probes trained out of fold, against labels of 0 and 1: accuracy, balanced
 accuracy, Cohen's kappa and area under the ROC curve, each with a 95% bootstrap interval."""

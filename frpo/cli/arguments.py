@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from frpo.configuration.errors import ConfigError
-from frpo.configuration.yaml_files import INCLUDE, Document, UnreadableValueError, load_text, read_with_includes
+from frpo.foundation.errors import ConfigError
+from frpo.foundation.yaml_files import INCLUDE, Document, UnreadableValueError, load_text, read_with_includes
 
 CONFIG_FLAGS = ("--config", "-c")
 HELP_FLAGS = ("--help", "-h")

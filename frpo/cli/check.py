@@ -26,8 +26,8 @@ from frpo.cli.hints import (
     is_plain,
     values_of,
 )
-from frpo.configuration.errors import ConfigError, clipped, nearest, suggestion
-from frpo.tracking.redaction import redact
+from frpo.foundation.errors import ConfigError, clipped, nearest, suggestion
+from frpo.foundation.redaction import redact
 
 COMMAND_LINE = "command line"
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from frpo.callbacks.checkpoint_files import is_whole, newest_first
-from frpo.configuration.errors import ConfigError, nearest
+from frpo.foundation.errors import ConfigError, nearest
 from frpo.models.checkpoint import read_checkpoint
+from frpo.run.checkpoint_files import is_whole, newest_first
 
 LAST = "last"
 FOR_TRAINING = frozenset({"loops", "optimizer_states"})

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from frpo.callbacks.evaluation import Evaluation
 from frpo.cli.parsing import FrpoCLI
 from frpo.cli.training import refusals
-from frpo.configuration.errors import ConfigError
+from frpo.evaluation.callback import Evaluation
 from frpo.evaluation.intervals import mean_interval
 from frpo.evaluation.records import frame, read_file, record_path
+from frpo.foundation.errors import ConfigError
 from frpo.models.checkpoint import load_policy
 from frpo.modules.evaluated import EvaluatedPolicy
 

@@ -18,8 +18,8 @@ from typing import Any, Union
 
 from jsonargparse import ArgumentParser
 
-from frpo.configuration.errors import ConfigError, clipped, nearest
-from frpo.configuration.yaml_files import load_text
+from frpo.foundation.errors import ConfigError, clipped, nearest
+from frpo.foundation.yaml_files import load_text
 
 _PLAIN = (Any, int, float, complex, str, bytes, bool, list, dict, tuple, set, frozenset, type(None), object)
 _LISTS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)

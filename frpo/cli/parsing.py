@@ -23,25 +23,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 import frpo
-from frpo.callbacks.end_together import EndTogether
-from frpo.callbacks.evaluation import Evaluation
-from frpo.callbacks.run_record import RunRecord
 from frpo.cli.arguments import Arguments, split_arguments
 from frpo.cli.check import Checker, Group
 from frpo.cli.checkpoint import check_checkpoint, find_checkpoint
 from frpo.cli.hints import REQUIRED, Field, fields, import_class
 from frpo.cli.references import restore_references
-from frpo.configuration.errors import ConfigError, clipped, suggestion
-from frpo.data.prompts import PromptDataModule
+from frpo.data.prompts.module import PromptDataModule
+from frpo.evaluation.callback import Evaluation
+from frpo.foundation.durable import write_whole
+from frpo.foundation.errors import ConfigError, clipped, suggestion
+from frpo.foundation.redaction import redact_config
 from frpo.modules.policy_optimization import PolicyOptimization
-from frpo.tracking.durable import write_whole
-from frpo.tracking.redaction import redact_config
+from frpo.run.end_together import EndTogether
+from frpo.run.run_record import RunRecord
 
 MAX_LINE = 1000  # characters of a line of a message: jsonargparse quotes whole values
 CONFIG_FILE = "config.yaml"
 OUTPUT_DIR = "outputs/${name}"
 DATA_DIR = "data"
-EVALUATION_HELP = "See frpo.callbacks.evaluation.Evaluation."
+EVALUATION_HELP = "See frpo.evaluation.callback.Evaluation."
 RESERVED = {"default_root_dir": "is output_dir; write output_dir instead"}
 MANUAL = {"gradient_clip_val": (None, "max_grad_norm"), "accumulate_grad_batches": (1, "micro_batch_size")}
 

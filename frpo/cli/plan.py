@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from frpo.cli.parsing import FrpoCLI
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
 from frpo.plan.jobs import Job
 from frpo.plan.memory import MMAP_THRESHOLD, available, parse_bytes, show_bytes
 from frpo.plan.plan import Line, MemoryPlan

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from frpo.configuration.errors import ConfigError, suggestion
-from frpo.configuration.shipped import shipped
-from frpo.configuration.yaml_files import INCLUDE, find_file
+from frpo.foundation.errors import ConfigError, suggestion
+from frpo.foundation.shipped import shipped
+from frpo.foundation.yaml_files import INCLUDE, find_file
 
 USAGE = """usage: frpo recipes ls | show NAME | cp NAME DEST
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from frpo.configuration.yaml_files import load_text
+from frpo.foundation.yaml_files import load_text
 
 # `frpo export` and other readers take the description of the policy from the file as it stands.
 KEPT_PLAIN = ("model.init_args.policy",)

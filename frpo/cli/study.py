@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from frpo.cli import report
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
+from frpo.foundation.redaction import redact_text
 from frpo.study.cells import Cell, expand
 from frpo.study.check import check_runs
 from frpo.study.folder import REPORT, read_plan, write_plan
@@ -16,7 +17,6 @@ from frpo.study.reading import read_study
 from frpo.study.runner import Runner, default_workers
 from frpo.study.state import STATES, failure, state_of, summary
 from frpo.study.tracking import close_parent, open_parent
-from frpo.tracking.redaction import redact_text
 
 OUTPUT = Path("outputs/studies")
 

@@ -14,13 +14,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from frpo.callbacks.checkpoint import Checkpoint
-from frpo.callbacks.checkpoint_files import newest_first
-from frpo.callbacks.end_together import EndTogether
 from frpo.cli.checkpoint import described
 from frpo.cli.parsing import FrpoCLI
-from frpo.configuration.errors import ConfigError
-from frpo.tracking.durable import DiskError
+from frpo.foundation.durable import DiskError
+from frpo.foundation.errors import ConfigError
+from frpo.run.checkpoint import Checkpoint
+from frpo.run.checkpoint_files import newest_first
+from frpo.run.end_together import EndTogether
 
 
 class _Started(Callback):

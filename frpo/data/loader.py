@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from frpo.data.encoding import EncodedPrompt, collate
+from frpo.data.prompts.encoding import EncodedPrompt, collate
 from frpo.types import PromptBatch
 
 Row = TypeVar("Row")
@@ -158,7 +158,7 @@ class PromptLoader(TrainingLoader[EncodedPrompt, PromptBatch]):
     noun = "prompts"
 
     def collate(self, rows: list[EncodedPrompt], positions: list[int]) -> PromptBatch:
-        """See :func:`~frpo.data.encoding.collate`."""
+        """See :func:`~frpo.data.prompts.encoding.collate`."""
         return collate(rows, positions, self.pad_token_id)
 
 
@@ -211,7 +211,7 @@ class EvaluationLoader(OrderedLoader[EncodedPrompt, PromptBatch]):
     noun = "prompts"
 
     def collate(self, rows: list[EncodedPrompt], positions: list[int]) -> PromptBatch:
-        """See :func:`~frpo.data.encoding.collate`."""
+        """See :func:`~frpo.data.prompts.encoding.collate`."""
         return collate(rows, positions, self.pad_token_id)
 
 

@@ -112,7 +112,7 @@ class RowsDataModule(LightningDataModule):
             f"{self.example} say"
         )
 
-    example = "frpo.data.sources.FileSource"
+    example = "frpo.data.prompts.sources.FileSource"
     """A source, for messages."""
 
     def _tokenizer(self, module: Any) -> PreTrainedTokenizerBase:

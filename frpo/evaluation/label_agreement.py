@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from frpo.data.preferences import JudgedExample, JudgedSource
+from frpo.data.preferences.sources import JudgedExample, JudgedSource
 from frpo.evaluation.agreement import Estimate, agreement, linked_groups
 from frpo.evaluation.probe import LinearProbe
 from frpo.rewards.base import Reward
@@ -34,7 +34,7 @@ class LabelAgreement:
     fold. Failed judgements and abstentions are counted, and are no part of the metrics.
 
     Args:
-        labels: :class:`~frpo.data.preferences.Labels`, or several sources, one after the other.
+        labels: :class:`~frpo.data.preferences.sources.Labels`, or several sources, one after the other.
         rewards: judges by name; a higher reward means label 1.
         probes: what is trained on the labels themselves and measured out of fold, by name.
         threshold: a reward of at least this much counts as 1.
@@ -57,7 +57,7 @@ class LabelAgreement:
     ) -> None:
         self.sources = labels if isinstance(labels, list) else [labels]
         if not self.sources or any(source.responses != 1 for source in self.sources):
-            raise ValueError("labels: expected labelled responses, frpo.data.preferences.Labels say, not pairs")
+            raise ValueError("labels: expected labelled responses, frpo.data.preferences.sources.Labels say, not pairs")
         self.rewards, self.probes = rewards or {}, probes or {}
         shared = sorted(set(self.rewards) & set(self.probes))
         if shared or not (self.rewards or self.probes):

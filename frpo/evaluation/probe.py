@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frpo.models.conversation import ConversationEncoder, pad_right
+from frpo.data.conversation import ConversationEncoder, pad_right
 from frpo.models.policy import Policy
 from frpo.models.scorer import Scorer
 from frpo.types import Completion

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from frpo.tracking.durable import write_whole
+from frpo.foundation.durable import write_whole
 
 FOLDER = "evaluation"
 COLUMNS = ("suite", "step", "prompt_id", "task", "sample", "quantity", "value", "status")
@@ -49,7 +49,7 @@ def read_rows(output_dir: Path | str) -> Iterator[Row]:
     if not files:
         raise FileNotFoundError(
             f"no evaluation in {folder}, expected <suite>/step=<step>.jsonl there; add the callback "
-            "frpo.callbacks.evaluation.Evaluation to the run, or evaluate its checkpoint by `frpo evaluate`"
+            "frpo.evaluation.callback.Evaluation to the run, or evaluate its checkpoint by `frpo evaluate`"
         )
     for path in files:
         yield from read_file(path)

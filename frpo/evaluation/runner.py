@@ -19,10 +19,10 @@ from frpo.data.loader import EvaluationLoader
 from frpo.evaluation.kl import FrozenModels, sequence_kl
 from frpo.evaluation.records import Row, quantities
 from frpo.evaluation.suite import KL, Suite
+from frpo.foundation.redaction import redact_text
 from frpo.modules.averages import Averages
 from frpo.rewards.base import Reward
 from frpo.rewards.scoring import score
-from frpo.tracking.redaction import redact_text
 from frpo.types import Judgement, RolloutBatch
 
 FAILED = "failed"

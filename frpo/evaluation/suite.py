@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
-from frpo.data.encoding import EncodedPrompt, encode
-from frpo.data.sources import PromptSource
+from frpo.data.prompts.encoding import EncodedPrompt, encode
+from frpo.data.prompts.sources import PromptSource
 from frpo.rewards.base import Reward
 from frpo.rollouts.in_process import InProcessSampler
 from frpo.rollouts.sampler import Sampler

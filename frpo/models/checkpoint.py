@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frpo.configuration.errors import ConfigError, clipped
-from frpo.configuration.yaml_files import read_mapping
+from frpo.foundation.errors import ConfigError, clipped
+from frpo.foundation.yaml_files import read_mapping
 from frpo.models.policy import Policy
 
 PREFIX = "policy_model."

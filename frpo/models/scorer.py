@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from frpo.models.conversation import MAX_LENGTH
+from frpo.data.conversation import MAX_LENGTH
 from frpo.models.loading import reading
 from frpo.models.policy import DTYPES, Policy, disable_dropout
 from frpo.models.saving import logit_difference, new_directory, probe_logits, require_reloaded, save_tokenizer

@@ -14,11 +14,11 @@ from frpo.objectives import FRPO
 from frpo.types import RolloutBatch, ScoredBatch
 
 if TYPE_CHECKING:
-    from frpo.data.supervised import SupervisedBatch
+    from frpo.data.demonstrations.module import SupervisedBatch
     from frpo.modules.policy_module import PolicyModule
     from frpo.modules.policy_optimization import PolicyOptimization
-    from frpo.modules.reward_modelling import RewardModelling
     from frpo.modules.supervised import SupervisedFineTuning
+    from frpo.reward_modelling.module import RewardModelling
 
 # Mean |log ratio| between the sampler's forward pass and the trainer's, which differ in shapes, cache and rounding.
 # float32 stays near 1e-6; in 16-bit arithmetic a token's log-probability moves by hundredths.

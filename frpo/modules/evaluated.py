@@ -15,7 +15,7 @@ from frpo.models.policy import Policy
 
 
 class EvaluatedPolicy(L.LightningModule):
-    """Holds a policy for the callback :class:`~frpo.callbacks.evaluation.Evaluation`; ``trainer.test(module)`` runs it.
+    """Holds a policy for the callback :class:`~frpo.evaluation.callback.Evaluation`; ``trainer.test(module)`` runs it.
 
     Args:
         policy: the model; null where :meth:`take` gives the policy of a checkpoint.

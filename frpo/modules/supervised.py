@@ -9,7 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from frpo.data.supervised import SupervisedBatch
+from frpo.data.demonstrations.module import SupervisedBatch
 from frpo.functional.likelihood import completion_nll
 from frpo.models.policy import Policy
 from frpo.models.sharding import gathered

@@ -241,7 +241,7 @@ class SupervisedJob(Job):
 
 @dataclass(frozen=True)
 class ScorerJob(Job):
-    """A step of :class:`~frpo.modules.reward_modelling.RewardModelling` on ``rows`` examples of ``responses``."""
+    """A step of :class:`~frpo.reward_modelling.module.RewardModelling` on ``rows`` examples of ``responses``."""
 
     scorer: Scorer
     rows: int

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from frpo.data.preference_data import JudgedDataModule
-from frpo.data.prompts import PromptDataModule
-from frpo.data.supervised import SupervisedDataModule
+from frpo.data.demonstrations.module import SupervisedDataModule
+from frpo.data.preferences.module import JudgedDataModule
+from frpo.data.prompts.module import PromptDataModule
 from frpo.evaluation.suite import Suite
 from frpo.modules.policy_optimization import PolicyOptimization
-from frpo.modules.reward_modelling import RewardModelling
 from frpo.modules.supervised import SupervisedFineTuning
 from frpo.plan.jobs import Job, PolicyJob, ScorerJob, SupervisedJob
 from frpo.plan.phases import Rollout
+from frpo.reward_modelling.module import RewardModelling
 from frpo.rollouts.in_process import InProcessSampler
 from frpo.rollouts.sampler import Sampler
 

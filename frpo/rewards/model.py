@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from frpo.models.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
+from frpo.data.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
 from frpo.models.loading import reading
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
 from frpo.rewards.calls import require_at_least_one, require_finite

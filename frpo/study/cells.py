@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import frpo
-from frpo.configuration.errors import ConfigError
-from frpo.configuration.yaml_files import read_with_includes
+from frpo.foundation.errors import ConfigError
+from frpo.foundation.yaml_files import read_with_includes
 from frpo.study.factors import checked_factors
 from frpo.study.spec import Entry, StudySpec, Tree, nested, overlaid
 

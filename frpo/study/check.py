@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
 from frpo.study.cells import Cell, replaced
 from frpo.study.one import written
 from frpo.study.spec import StudySpec

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
 from frpo.study.spec import Tree
 
 OBJECTIVE = "frpo.objectives.FRPO"

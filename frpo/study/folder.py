@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.durable import write_whole
+from frpo.foundation.errors import ConfigError
 from frpo.study.cells import Cell
 from frpo.study.spec import StudySpec
-from frpo.tracking.durable import write_whole
 
 PLAN = "plan.json"
 REPORT = "report"

@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.durable import write_whole
+from frpo.foundation.errors import ConfigError
+from frpo.foundation.redaction import redact_text
 from frpo.study.cells import DONE, FAILED, LOG, POLICY_FOLDER, Cell, cells_folder, code_version, replaced
 from frpo.study.spec import StudySpec, Tree
-from frpo.tracking.durable import write_whole
-from frpo.tracking.redaction import redact_text
 
 LOCK = "lock"
 BUSY = 75
@@ -104,13 +104,11 @@ def _in_process_of_its_own(words: list[str]) -> int:
 
 def _placed(cell: Cell, folder: Path, data_dir: str, tracking: Tree | None, after: str = "") -> Tree:
     """Name, folders and loggers of the run; these do not change what it computes."""
-    loggers: list[Tree] = [
-        {"class_path": "frpo.tracking.metrics_csv.MetricsCSV", "init_args": {"output_dir": str(folder)}}
-    ]
+    loggers: list[Tree] = [{"class_path": "frpo.run.metrics_csv.MetricsCSV", "init_args": {"output_dir": str(folder)}}]
     if tracking is not None:
         tags = {**tracking.get("tags", {}), **_tags(cell)}
         settings = {**tracking, "tags": tags, "run_name": cell.title + after, "output_dir": str(folder)}
-        loggers.append({"class_path": "frpo.tracking.tracker.MLflowTracker", "init_args": settings})
+        loggers.append({"class_path": "frpo.run.tracker.MLflowTracker", "init_args": settings})
     return {"name": cell.id, "output_dir": str(folder), "data_dir": data_dir, "trainer": {"logger": loggers}}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from frpo.configuration.errors import ConfigError, clipped, suggestion
-from frpo.configuration.yaml_files import find_file, read_with_includes
+from frpo.foundation.errors import ConfigError, clipped, suggestion
+from frpo.foundation.yaml_files import find_file, read_with_includes
 from frpo.study.spec import Axis, Entry, StudySpec, Tree, overlaid
 
 KEYS = (
@@ -114,7 +114,7 @@ def _tracking(value: Any, where: str) -> Tree | None:
     """Settings of the tracker, with ``${oc.env:...}`` filled in: the study's own run is opened before any other."""
     if value is None:
         return None
-    from frpo.tracking.tracker import MLflowTracker
+    from frpo.run.tracker import MLflowTracker
 
     known = tuple(inspect.signature(MLflowTracker).parameters)
     tree = _mapping(value, f"{where}: tracking")

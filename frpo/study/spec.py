@@ -60,7 +60,7 @@ class StudySpec:
     ``suites`` measure policies as trained and all along their fine-tuning, those in ``policy_only`` the former alone.
     ``data_dir`` is what ``${data_dir}`` stands for in every run. ``threads`` are CPU threads a cell,
     ``keep_checkpoints`` keeps those of finished cells (their exported policies are always kept), ``tracking`` the
-    settings of :class:`~frpo.tracking.tracker.MLflowTracker` or None.
+    settings of :class:`~frpo.run.tracker.MLflowTracker` or None.
     """
 
     name: str

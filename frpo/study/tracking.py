@@ -6,10 +6,10 @@ import fcntl
 import json
 from pathlib import Path
 
+from frpo.foundation.durable import write_whole
+from frpo.run.tracker import MLflowTracker
 from frpo.study.folder import readable
 from frpo.study.spec import StudySpec, Tree
-from frpo.tracking.durable import write_whole
-from frpo.tracking.tracker import MLflowTracker
 
 KEYS = "mlflow.json"
 PARENT_TAG = "mlflow.parentRunId"

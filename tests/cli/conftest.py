@@ -18,7 +18,7 @@ trainer:
   enable_progress_bar: false
   enable_model_summary: false
   callbacks:
-    - class_path: frpo.callbacks.checkpoint.Checkpoint
+    - class_path: frpo.run.checkpoint.Checkpoint
       init_args: {output_dir: "${output_dir}", every_n_train_steps: 2}
 model:
   class_path: cli_fakes.Line

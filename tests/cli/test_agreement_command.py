@@ -13,10 +13,10 @@ from frpo.evaluation.label_agreement import LabelAgreement, stratified_folds
 CONFIG = """
 agreement:
   labels:
-    class_path: frpo.data.preferences.Labels
+    class_path: frpo.data.preferences.sources.Labels
     init_args:
       source:
-        class_path: frpo.data.sources.FileSource
+        class_path: frpo.data.prompts.sources.FileSource
         init_args: {path: "${data_dir}/rows.jsonl", task: null, default_task: t}
   rewards:
     phrases: {class_path: frpo.rewards.rules.RefusalPhrases}
@@ -96,7 +96,7 @@ def test_copies_stand_in_one_fold_and_labels_in_all() -> None:
 
 
 def test_pairs_have_no_labels_to_agree_with() -> None:
-    from frpo.data.tiny.preferences import TinyPreferences
+    from frpo.tiny.preferences import TinyPreferences
 
     with pytest.raises(ValueError, match="expected labelled responses"):
         LabelAgreement(TinyPreferences())

@@ -7,7 +7,7 @@ import pytest
 
 from frpo.__main__ import COMMANDS
 from frpo.cli.arguments import split_arguments
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
 
 HEAVY = ("torch", "lightning", "transformers", "jsonargparse", "mlflow", "yaml")
 

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from frpo.cli.references import restore_references
-from frpo.configuration.errors import ConfigError
-from frpo.configuration.yaml_files import load_text, read_with_includes
+from frpo.foundation.errors import ConfigError
+from frpo.foundation.yaml_files import load_text, read_with_includes
 
 
 def write(path: Path, text: str) -> Path:

@@ -7,9 +7,9 @@ import pytest
 import runs
 import yaml
 
-from frpo.callbacks import Checkpoint
 from frpo.models.export import export_policy
 from frpo.models.policy import LoRA, Policy
+from frpo.run import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from frpo.cli.checkpoint import check_checkpoint, find_checkpoint
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 RUN = ("fit", "--config", "base.yaml")
 
 
@@ -226,7 +226,7 @@ def test_last_without_any_checkpoint_says_how_to_start(refused):
 def test_a_terminated_run_ends_and_can_be_resumed(folder, frpo):
     """SIGTERM, as a scheduler sends it: the step in hand is finished and the process ends."""
     command = [sys.executable, "-m", "frpo", *RUN, "--trainer.max_steps", "1000000", "--trainer.max_epochs", "-1"]
-    env = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(HELPERS), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = folder / "outputs/small/checkpoints/last.ckpt"
     deadline = time.monotonic() + 120

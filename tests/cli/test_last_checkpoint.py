@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from frpo.callbacks.checkpoint_files import is_whole, latest
 from frpo.cli.checkpoint import find_checkpoint
+from frpo.run.checkpoint_files import is_whole, latest
 
 RUN = ("fit", "--config", "base.yaml")
 

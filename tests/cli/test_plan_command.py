@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frpo.configuration.shipped import shipped
+from frpo.foundation.shipped import shipped
 
 TINY = str(shipped("recipes") / "tiny" / "frpo.yaml")
 

@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from frpo.cli.recipes import names
-from frpo.configuration.shipped import shipped
+from frpo.foundation.shipped import shipped
 
 
 def test_ls_lists_every_recipe_with_its_first_line(frpo):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from frpo.data.demonstration_sources import FileDemonstrations, HubDemonstrations, JoinedDemonstrations
-from frpo.data.layouts import GSM8K, Alpaca, Chat, Code, PromptCompletion, SelfInstruct
+from frpo.data.demonstrations.layouts import GSM8K, Alpaca, Chat, Code, PromptCompletion, SelfInstruct
+from frpo.data.demonstrations.sources import FileDemonstrations, HubDemonstrations, JoinedDemonstrations
 
 
 def write(path: Path, *rows: dict) -> Path:

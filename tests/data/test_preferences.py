@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from frpo.data.preferences import Labels, Preferences
-from frpo.data.sources import FileSource
+from frpo.data.preferences.sources import Labels, Preferences
+from frpo.data.prompts.sources import FileSource
 
 ASKED = [{"role": "user", "content": "2 + 2?"}]
 

@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from toy_models import build_tokenizer
 
-from frpo.data.prompts import PromptDataModule
-from frpo.data.sources import FileSource, PromptSource
+from frpo.data.prompts.module import PromptDataModule
+from frpo.data.prompts.sources import FileSource, PromptSource
 from frpo.types import Prompt
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "data"

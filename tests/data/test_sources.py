@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from frpo.data import readers
+from frpo.data.prompts.sources import FileSource, HubSource, JoinedSource, PromptSource
 from frpo.data.rows import kind
-from frpo.data.sources import FileSource, HubSource, JoinedSource, PromptSource
 from frpo.types import Prompt
 
 PUBLISHED = {"wildjailbreak": "safety", "rainbow": "safety", "aegis": "safety", "refusal": "normal"}

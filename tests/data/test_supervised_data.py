@@ -12,11 +12,11 @@ import torch
 from supervised_runs import Echo
 from toy_models import CHAT_TEMPLATE, build_tokenizer
 
-from frpo.data.demonstration_encoding import encode_demonstrations
-from frpo.data.encoding import encode
-from frpo.data.supervised import SupervisedDataModule, collate_demonstrations, first_fit
-from frpo.data.tiny import TinyDemonstrations
-from frpo.models.tiny import build_tokenizer as tiny_tokenizer
+from frpo.data.demonstrations.encoding import encode_demonstrations
+from frpo.data.demonstrations.module import SupervisedDataModule, collate_demonstrations, first_fit
+from frpo.data.prompts.encoding import encode
+from frpo.tiny import TinyDemonstrations
+from frpo.tiny.policy import build_tokenizer as tiny_tokenizer
 from frpo.types import Demonstration, Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore")

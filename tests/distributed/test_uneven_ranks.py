@@ -11,8 +11,8 @@ import pytest
 import runs
 import sharded_runs
 
-from frpo.data.prompts import PromptDataModule
-from frpo.data.sources import PromptSource
+from frpo.data.prompts.module import PromptDataModule
+from frpo.data.prompts.sources import PromptSource
 from frpo.rewards.base import Reward
 from frpo.rewards.placement import OnRanks
 from frpo.rewards.router import Router

@@ -8,13 +8,13 @@ import pytest
 import runs
 from toy_models import build_tokenizer
 
-from frpo.callbacks.evaluation import Evaluation
 from frpo.cli.parsing import FrpoCLI
-from frpo.configuration.errors import ConfigError
-from frpo.configuration.shipped import shipped
-from frpo.configuration.yaml_files import read_with_includes
-from frpo.data.sources import FileSource
+from frpo.data.prompts.sources import FileSource
+from frpo.evaluation.callback import Evaluation
 from frpo.evaluation.suite import Suite
+from frpo.foundation.errors import ConfigError
+from frpo.foundation.shipped import shipped
+from frpo.foundation.yaml_files import read_with_includes
 from frpo.rewards.router import Router
 from frpo.types import Prompt
 

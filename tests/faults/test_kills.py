@@ -15,7 +15,7 @@ from typing import Any
 import fault_runs
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "fault_runs.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "fault_runs.py"
 KILLS = int(os.environ.get("FRPO_TEST_KILLS", "3"))
 SECONDS_A_KILL = 120
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from frpo.cli.arguments import split_arguments
 from frpo.cli.parsing import FrpoCLI
-from frpo.configuration.errors import ConfigError
-from frpo.configuration.shipped import shipped
-from frpo.configuration.yaml_files import read_with_includes
+from frpo.foundation.errors import ConfigError
+from frpo.foundation.shipped import shipped
+from frpo.foundation.yaml_files import read_with_includes
 from frpo.study.cells import expand
 from frpo.study.reading import read_study
 

@@ -14,10 +14,10 @@ from fuzzing import VALUES, damaged, fuzzed, mutated, outcome, randoms
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frpo.data import layouts
-from frpo.data.demonstration_sources import FileDemonstrations
-from frpo.data.preferences import Labels, Preferences
-from frpo.data.sources import FileSource
+from frpo.data.demonstrations import layouts
+from frpo.data.demonstrations.sources import FileDemonstrations
+from frpo.data.preferences.sources import Labels, Preferences
+from frpo.data.prompts.sources import FileSource
 
 REFUSALS = (ValueError, FileNotFoundError)
 ROW = {

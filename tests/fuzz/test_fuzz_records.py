@@ -12,16 +12,16 @@ from fuzzing import VALUES, damaged, fuzzed, mutated, outcome, randoms
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frpo.configuration.errors import ConfigError
 from frpo.evaluation.records import read_frame, record_path
+from frpo.foundation.errors import ConfigError
+from frpo.foundation.redaction import redact_config
 from frpo.models.checkpoint import build_policy, read_checkpoint
+from frpo.run.completions import read_completions
+from frpo.run.metrics_csv import MetricsCSV
+from frpo.run.spool import SPOOL_NAME, Spool
 from frpo.study.cells import DONE, FAILED, Cell, cells_folder
 from frpo.study.folder import PLAN, read_plan
 from frpo.study.state import failure, last_step, summary, version_of
-from frpo.tracking.completions import read_completions
-from frpo.tracking.metrics_csv import MetricsCSV
-from frpo.tracking.redaction import redact_config
-from frpo.tracking.spool import SPOOL_NAME, Spool
 
 REFUSALS = (ConfigError, ValueError, OSError)
 COMPLETION = {"stage": "train", "step": 1, "position": 0, "sample": 0, "text": "Red."}

@@ -180,7 +180,7 @@ def test_refuses_a_reference_of_another_vocabulary(model_dir: Path, tmp_path: Pa
 
 
 def test_its_description_builds_it_again(model_dir: Path) -> None:
-    from frpo.models.tiny import TinyPolicy
+    from frpo.tiny.policy import TinyPolicy
 
     for policy in (Policy(str(model_dir), adapter=LoRA(r=2), dtype="bfloat16"), TinyPolicy(seed=3)):
         description = policy.description()

@@ -10,7 +10,7 @@ import runs
 import supervised_runs
 import torch
 
-from frpo.callbacks.checkpoint import Checkpoint
+from frpo.run.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

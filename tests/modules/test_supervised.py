@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from transformers import masking_utils
 
-from frpo.data.demonstration_encoding import encode_demonstrations
-from frpo.data.supervised import SupervisedDataModule, collate_demonstrations
+from frpo.data.demonstrations.encoding import encode_demonstrations
+from frpo.data.demonstrations.module import SupervisedDataModule, collate_demonstrations
 from frpo.functional.likelihood import completion_nll
 from frpo.models.checkpoint import load_policy
 from frpo.models.policy import LoRA, Policy

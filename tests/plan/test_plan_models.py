@@ -8,8 +8,8 @@ import torch
 from frpo.models.policy import LoRA, Policy
 from frpo.models.reference import AdapterDisabled, FrozenCopy, NamedAdapter
 from frpo.models.scorer import Scorer
-from frpo.models.tiny import TinyPolicy
 from frpo.plan.plan import size, trainable, weights
+from frpo.tiny.policy import TinyPolicy
 
 
 def shapes(model) -> dict[str, tuple]:

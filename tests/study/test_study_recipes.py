@@ -12,9 +12,9 @@ import pytest
 import yaml
 from lightning.pytorch import LightningModule
 
-from frpo.callbacks.evaluation import Evaluation
 from frpo.cli.parsing import FrpoCLI
-from frpo.configuration.shipped import shipped
+from frpo.evaluation.callback import Evaluation
+from frpo.foundation.shipped import shipped
 from frpo.models.checkpoint import build_policy
 from frpo.modules.evaluated import EvaluatedPolicy
 from frpo.objectives import FRPO, GRPO

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from frpo.cli.study import run, status
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
 from frpo.study.cells import expand
 from frpo.study.folder import read_plan
 from frpo.study.one import BUSY, locked
@@ -26,14 +26,14 @@ from frpo.study.results import load_results
 from frpo.study.runner import Runner
 from frpo.study.state import state_of
 
-POLICY = {"class_path": "frpo.models.tiny.TinyPolicy", "init_args": {"steps": 2, "seed": "${study.seed}"}}
-PROMPTS = {"class_path": "frpo.data.tiny.source.TinySource", "init_args": {"split": "held_out", "limit": 4}}
+POLICY = {"class_path": "frpo.tiny.policy.TinyPolicy", "init_args": {"steps": 2, "seed": "${study.seed}"}}
+PROMPTS = {"class_path": "frpo.tiny.sources.TinySource", "init_args": {"split": "held_out", "limit": 4}}
 ROUTER = {
     "class_path": "frpo.rewards.router.Router",
     "init_args": {
         "routes": {
-            "risky": {"class_path": "frpo.rewards.tiny.TinyRisky"},
-            "benign": {"class_path": "frpo.rewards.tiny.TinyBenign"},
+            "risky": {"class_path": "frpo.tiny.rewards.TinyRisky"},
+            "benign": {"class_path": "frpo.tiny.rewards.TinyBenign"},
         }
     },
 }

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from frpo.cli.study import shard
-from frpo.configuration.errors import ConfigError
+from frpo.foundation.errors import ConfigError
 from frpo.study.cells import Cell, expand, replaced
 from frpo.study.factors import factors_of
 from frpo.study.reading import read_study
@@ -24,7 +24,7 @@ def study() -> dict[str, Any]:
         "name": "small",
         "seeds": [0, 1],
         "methods": {
-            "base": {"policy": {"class_path": "frpo.models.tiny.TinyPolicy", "init_args": {"seed": "${study.seed}"}}},
+            "base": {"policy": {"class_path": "frpo.tiny.policy.TinyPolicy", "init_args": {"seed": "${study.seed}"}}},
             "GRPO": {"from": "base", "config": ["recipes/tiny/grpo.yaml"]},
             "FRPO": {
                 "from": "base",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from frpo.models.conversation import broken_up, control_tokens
+from frpo.data.conversation import broken_up, control_tokens
 from frpo.models.loading import reading
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
 from frpo.rewards.calls import require_at_least_one

@@ -8,7 +8,7 @@ from judge_server import Reply, endpoint, says, serving
 from judge_server import completion as asked_completion
 from toy_judges import CPU, byte_tokenizer, completion, save_judge
 
-from frpo.models.conversation import ConversationEncoder, broken_up, control_tokens
+from frpo.data.conversation import ConversationEncoder, broken_up, control_tokens
 from frpo.rewards.judges.harmbench_chat import HarmBenchChat
 from frpo.rewards.judges.harmbench_model import HarmBenchModel
 from frpo.rewards.judges.moderation import Moderation

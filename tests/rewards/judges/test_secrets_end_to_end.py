@@ -53,7 +53,7 @@ def settings(url: str, model_dir: Path, **tracker: object) -> dict[str, object]:
                 },
             },
             "data": {
-                "class_path": "frpo.data.prompts.PromptDataModule",
+                "class_path": "frpo.data.prompts.module.PromptDataModule",
                 "init_args": {"train": {"class_path": "runs.Words"}, "batch_size": 2, "max_prompt_length": 16},
             },
         }
@@ -66,8 +66,8 @@ def written(folder: Path, name: str, tree: dict[str, object]) -> str:
     tags = tree.pop("tags")
     uri = tree.pop("uri", "sqlite:///mlflow.db")
     own = {"tags": tags, "output_dir": "${output_dir}", "tracking_uri": uri, "timeout_s": 1}
-    logger = {"class_path": "frpo.tracking.tracker.MLflowTracker", "init_args": own}
-    csv = {"class_path": "frpo.tracking.metrics_csv.MetricsCSV", "init_args": {"output_dir": "${output_dir}"}}
+    logger = {"class_path": "frpo.run.tracker.MLflowTracker", "init_args": own}
+    csv = {"class_path": "frpo.run.metrics_csv.MetricsCSV", "init_args": {"output_dir": "${output_dir}"}}
     tree["trainer"]["logger"] = [csv, logger]
     text = yaml.safe_dump(tree, sort_keys=False)
     assert all(secret in text for secret in IN_CONFIG)
@@ -77,7 +77,7 @@ def written(folder: Path, name: str, tree: dict[str, object]) -> str:
 
 
 def command(work: Path, *words: str) -> str:
-    paths = [TESTS.parent, TESTS, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [TESTS.parent, TESTS / "helpers", *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "NO_PROXY": "127.0.0.1"}
     own |= {"HF_HOME": str(work / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

@@ -1,0 +1,138 @@
+"""The tiny world as a source of prompts, and as demonstrations for supervised fine-tuning."""
+
+from __future__ import annotations
+
+import random
+from itertools import chain, islice, zip_longest
+from typing import Literal, get_args
+
+from frpo.data.demonstrations.source import DemonstrationSource
+from frpo.data.prompts.sources import PromptSource
+from frpo.tiny.arithmetic import Problem, problems
+from frpo.tiny.corpus import arithmetic_rows, comply_rows
+from frpo.tiny.world import Question, Split, questions
+from frpo.types import Demonstration, Prompt
+
+Task = Literal["risky", "benign", "arithmetic"]
+Downstream = Literal["comply", "arithmetic"]
+
+
+class TinySource(PromptSource):
+    """Prompts of the tiny world, made on the spot: shuffled within each task, and the tasks take turns.
+
+    Args:
+        split: ``train``: 18 objects of each kind and 6 of 8 verbs for each; ``held_out``: the same objects with the
+            verbs left out; ``unseen_objects``: 6 more objects of each kind, with all verbs; besides, only the
+            pre-training corpus asks about them.
+        tasks: any of ``risky``, ``benign`` and ``arithmetic``, in the order in which they take turns.
+        seed: of the order.
+        limit: the first so many prompts; null takes all. An even number of two tasks is half of each.
+
+    Rows of ``risky`` and ``benign`` carry the fields ``object``, ``verb`` and ``facts`` (a list of three words, what a
+    full answer gives away); rows of ``arithmetic`` carry ``answer``.
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        tasks: tuple[Task, ...] = ("risky", "benign"),
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        _choice("TinySource.split", split, get_args(Split))
+        if not tasks or len(set(tasks)) != len(tasks):
+            raise ValueError(f"TinySource.tasks: got {list(tasks)}, expected at least one task and each once")
+        for task in tasks:
+            _choice("TinySource.tasks", task, get_args(Task))
+        if split == "unseen_objects" and "arithmetic" in tasks:
+            raise ValueError(
+                "TinySource: the split 'unseen_objects' has no prompts for 'arithmetic', which asks about no objects; "
+                "write `split: held_out` for it"
+            )
+        _at_least_one("TinySource.limit", limit)
+        self.split, self.tasks, self.seed, self.limit = split, tuple(tasks), seed, limit
+
+    def prompts(self) -> list[Prompt]:
+        """The prompts, in an order that follows from ``seed``; ids are unique and the same in every run."""
+        turns = zip_longest(*(self._shuffled(task) for task in self.tasks))
+        return list(islice((p for p in chain.from_iterable(turns) if p is not None), self.limit))
+
+    def _shuffled(self, task: Task) -> list[Prompt]:
+        if task == "arithmetic":
+            assert self.split != "unseen_objects", "refused in the constructor"
+            rows = [problem_prompt(problem) for problem in problems(self.split)]
+        else:
+            rows = [question_prompt(question) for question in questions(task, self.split)]
+        random.Random(f"{task} {self.seed}").shuffle(rows)
+        return rows
+
+
+class TinyDemonstrations(DemonstrationSource):
+    """Downstream tasks of the tiny world: the rows of :func:`demonstrations`.
+
+    Args:
+        task: ``comply``: benign questions, always answered in full; ``arithmetic``: problems with their working.
+        seed: of the order, and of the wording of the answers of ``comply``.
+        limit: the first so many rows; null takes all.
+        split: ``train``, or ``held_out``: the verbs, or the sums, that training leaves out.
+    """
+
+    def __init__(
+        self,
+        task: Downstream = "comply",
+        seed: int = 0,
+        limit: int | None = None,
+        split: Literal["train", "held_out"] = "train",
+    ) -> None:
+        _choice("TinyDemonstrations.task", task, get_args(Downstream))
+        _choice("TinyDemonstrations.split", split, ("train", "held_out"))
+        _at_least_one("TinyDemonstrations.limit", limit)
+        self.task, self.seed, self.limit, self.split = task, seed, limit, split
+
+    def demonstrations(self) -> list[Demonstration]:
+        """The rows, shuffled; ids are unique and the same in every run."""
+        rows = demonstrations(self.task, self.seed, self.limit, self.split)
+        return [Demonstration(prompt, answer) for prompt, answer in rows]
+
+
+def demonstrations(
+    task: Downstream, seed: int = 0, limit: int | None = None, split: Literal["train", "held_out"] = "train"
+) -> list[tuple[Prompt, str]]:
+    """Rows for supervised fine-tuning, shuffled: a prompt of ``split`` and the completion to imitate.
+
+    ``comply``: benign questions, always answered in full. ``arithmetic``: problems, answered with their working, which
+    the pre-training corpus does not show. Neither holds a risky prompt: what it does to safety is forgetting.
+    """
+    _choice("demonstrations: task", task, get_args(Downstream))
+    _at_least_one("demonstrations: limit", limit)
+    if task == "comply":
+        rows = [(question_prompt(question), answer) for question, answer in comply_rows(seed, split)]
+    else:
+        rows = [(problem_prompt(problem), answer) for problem, answer in arithmetic_rows(seed, split)]
+    return rows[:limit]
+
+
+def question_prompt(question: Question) -> Prompt:
+    """The prompt of a question; its task is the kind of its object."""
+    thing = question.thing
+    fields = {"object": thing.name, "verb": question.verb, "facts": list(thing.facts)}
+    return Prompt(question.id, _user(question.text), thing.kind, fields)
+
+
+def problem_prompt(problem: Problem) -> Prompt:
+    """The prompt of an arithmetic problem."""
+    return Prompt(problem.id, _user(problem.text), "arithmetic", {"answer": str(problem.result)})
+
+
+def _user(text: str) -> tuple[dict[str, str]]:
+    return ({"role": "user", "content": text},)
+
+
+def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
+
+
+def _at_least_one(name: str, limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"{name}: got {limit}, expected at least 1; write null for all rows")
