@@ -1,11 +1,9 @@
-"""``frpo export``: the policy of a checkpoint as a Hugging Face directory, read back before it counts as saved."""
+"""A policy as a Hugging Face directory, read back before it counts as saved."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -201,53 +199,3 @@ def _reload(folder: Path, kind: Kind, model: Any, trust_remote_code: bool) -> An
         folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
     )
     return loaded.to(model.device)
-
-
-def main(args: list[str]) -> int:
-    """Run ``frpo export``; 0 when ``--out`` holds the policy, 2 with a message on stderr when it does not."""
-    options = _parse(args)
-    try:
-        report = _run(options)
-    except (ValueError, OSError) as error:
-        print(f"frpo export: error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"saved {report.directory}: {report.kind}, {report.parameters:,} parameters in {report.dtype}, "
-        f"{report.size / 1e6:.1f} MB; reads back the same, {report.rounding:.1e} from the logits of the policy"
-    )
-    return 0
-
-
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="frpo export",
-        description="Write the policy of a checkpoint as a Hugging Face directory. An adapter gives a PEFT directory, "
-        "or with --merge a model. The directory appears once it was read back and gave the same logits.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="the checkpoint of a run")
-    parser.add_argument("--out", type=Path, required=True, help="the directory to write; must be new or empty")
-    parser.add_argument("--config", type=Path, help="the run's config.yaml, in place of what the checkpoint holds")
-    parser.add_argument("--merge", action="store_true", help="add the adapter to the weights: a model of its own")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the stored weights; by default the type they have")
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run modelling code that comes with the policy's base model"
-    )
-    return parser.parse_args(args)
-
-
-def _run(options: argparse.Namespace) -> ExportReport:
-    from frpo.models.checkpoint import load_policy
-
-    require_free_directory(options.out)
-    loaded = load_policy(options.ckpt_path, options.config, options.trust_remote_code)
-    return export_policy(
-        loaded.model,
-        loaded.policy.tokenizer,
-        options.out,
-        merge=options.merge,
-        dtype=options.dtype,
-        checkpoint=options.ckpt_path.name,
-        step=loaded.step,
-        trust_remote_code=options.trust_remote_code,
-    )

