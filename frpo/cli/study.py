@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from frpo.cli import report
 from frpo.foundation.errors import ConfigError
 from frpo.foundation.redaction import redact_text
 from frpo.study.cells import Cell, expand
-from frpo.study.check import check_runs
-from frpo.study.folder import REPORT, read_plan, write_plan
+from frpo.study.folder import REPORT, STATES, failure, is_done, read_plan, state_of, summary, write_plan
 from frpo.study.reading import read_study
 from frpo.study.runner import Runner, default_workers
-from frpo.study.state import STATES, failure, state_of, summary
-from frpo.study.tracking import close_parent, open_parent
 
 OUTPUT = Path("outputs/studies")
 
@@ -41,9 +38,15 @@ def run(args: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--no_report", action="store_true", help="leave out the report at the end")
     options = parser.parse_args(args)
+    # What only a run needs; `frpo study status` answers without.
+    from frpo.cli import report
+    from frpo.cli.cell import PRELOAD, check_runs, run_cell
+    from frpo.cli.study_tracking import close_parent, open_parent, tracking_settings
+
     spec = read_study(options.study)
     if options.data_dir is not None:
         spec = replace(spec, data_dir=options.data_dir)
+    tracking = tracking_settings(spec)
     cells = expand(spec)
     folder = options.output_dir or OUTPUT / spec.name
     workers = default_workers(spec.threads) if options.workers is None else options.workers
@@ -51,20 +54,23 @@ def run(args: list[str]) -> int:
         raise ConfigError(f"--workers: got {workers}, expected at least 1")
     mine = shard(cells, options.shard)
     write_plan(folder, spec, cells)
-    print(f"study {spec.name}: {len(mine)} of {len(cells)} cells with {workers} at once, in {folder}", flush=True)
-    check_runs(spec, [cell for cell in mine if state_of(folder, cell) != "done"], folder)
-    tracker, tracking = open_parent(spec, folder)
-    left = Runner(spec, folder, mine, workers, tracking, _say).run()
-    complete = all(state_of(folder, cell) == "done" for cell in cells)
-    outcome = "success" if complete else "failed" if left else None
+    _say(f"study {spec.name}: {len(mine)} of {len(cells)} cells with {workers} at once, in {folder}")
+    check_runs([cell for cell in mine if not is_done(folder, cell)], folder)
+    tracker = None
+    if tracking is not None:
+        tracker, tracking = open_parent(spec.name, tracking, folder)
+    left = Runner(folder, mine, workers, partial(run_cell, spec, folder, tracking), PRELOAD, _say).run()
+    complete = all(is_done(folder, cell) for cell in cells)
     files: list[Path] = []
     try:
         if complete and not options.no_report:
-            files = _report(folder)
+            page = report.write(folder, folder / REPORT)
+            files = sorted(file for file in page.parent.iterdir() if file.is_file())
     finally:  # the runs are what they are, whether or not the report could be written
-        close_parent(tracker, files, outcome)
-    if spec.tracking is not None:
-        uri = str(spec.tracking.get("tracking_uri", "sqlite:///mlflow.db"))
+        if tracker is not None:
+            close_parent(tracker, files, "success" if complete else "failed" if left else None)
+    if tracking is not None:
+        uri = str(tracking.get("tracking_uri", "sqlite:///mlflow.db"))
         _say(f"Runs: mlflow ui --backend-store-uri {redact_text(uri)}")
     return 1 if left else 0
 
@@ -106,11 +112,6 @@ def shard(cells: list[Cell], which: str) -> list[Cell]:
             wanted.add(parent)
             parent = by_id[parent].parent
     return [cell for cell in cells if cell.id in wanted]
-
-
-def _report(folder: Path) -> list[Path]:
-    page = report.write(folder, folder / REPORT)
-    return sorted(file for file in page.parent.iterdir() if file.is_file())
 
 
 def _say(line: str) -> None:

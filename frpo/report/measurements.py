@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from frpo.study.results import StudyResults
+from frpo.report.results import StudyResults
 
 COLUMNS = (
     "method", "family", "seed", "task", "step", "suite", "prompt_id", "sample", "quantity", "value", "status",
@@ -170,7 +170,7 @@ def _check(results: StudyResults) -> None:
     if missing:
         raise ValueError(
             f"study {results.name!r}: the results lack the columns {', '.join(missing)}; "
-            "read them with frpo.study.results.load_results"
+            "read them with frpo.cli.report.load_results"
         )
     if results.frame.empty:
         raise ValueError(f"study {results.name!r} has no measurements yet; run its cells first")

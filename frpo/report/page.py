@@ -19,12 +19,12 @@ from frpo.report import curves, robust_figures, sweeps
 from frpo.report.baseline import KINDS, LESS, MORE
 from frpo.report.compare import Estimate
 from frpo.report.measurements import Measurements, measure, sampled_rewards
+from frpo.report.results import StudyResults
 from frpo.report.robust import bias_study, distributions
 from frpo.report.style import Picture, Styles, drawing
 from frpo.report.tables import Table, failures, methods_table, missing
 from frpo.report.template import DEFINITIONS, FIGURE, PAGE
 from frpo.report.verdict import Verdict, verdict
-from frpo.study.results import StudyResults
 
 MOST_MISSING = 12
 PAGE_NAME, SUMMARY_NAME, TABLES_NAME = "report.html", "summary.json", "tables.csv"

@@ -6,9 +6,9 @@ import textwrap
 
 from frpo.report.compare import Estimate
 from frpo.report.measurements import measure
+from frpo.report.results import StudyResults
 from frpo.report.tables import methods_table
 from frpo.report.verdict import verdict
-from frpo.study.results import StudyResults
 
 WIDTH = 100
 COLUMNS = ("reward before", "KL before", "safety before", "safety retained", "vs baseline")

@@ -7,13 +7,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, reduce
 from typing import Any, Literal
 
-import frpo
+from frpo import __version__
 from frpo.foundation.errors import ConfigError
 from frpo.foundation.yaml_files import read_with_includes
 from frpo.study.factors import checked_factors
@@ -21,10 +20,8 @@ from frpo.study.spec import Entry, StudySpec, Tree, nested, overlaid
 
 ADDRESS_DIGITS = 12
 MAX_CELLS = 100_000
-POLICY_FOLDER = "policy"
-DONE = "done.json"
-FAILED = "failed.json"
-LOG = "log.txt"
+Recipes = Callable[[tuple[str, ...]], tuple[Tree, ...]]
+"""The trees of recipe files and of what they include."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,12 @@ class Cell:
 
     def merged(self) -> Tree:
         """The configuration of the run with its layers laid over each other."""
-        tree: Tree = {}
-        for layer in self.layers:
-            tree = overlaid(tree, layer)
-        return tree
+        return _merged(self.layers)
 
-    @property
-    def trusts_remote_code(self) -> bool:
-        """Whether its policy may run code that comes with the weights."""
-        policy = self.policy or self.merged()["model"]["init_args"]["policy"]
-        return bool(policy.get("init_args", {}).get("trust_remote_code", False))
+    def described_policy(self) -> Tree:
+        """The class and settings of the policy: of a model taken as it is, else of the one that is trained."""
+        policy: Tree = self.policy or self.merged()["model"]["init_args"]["policy"]
+        return policy
 
     @property
     def title(self) -> str:
@@ -75,18 +68,22 @@ class Cell:
 def expand(spec: StudySpec) -> list[Cell]:
     """Every cell of a study, a policy before what starts from it; seeds in order."""
     _check_number(spec)
-    documents = _Documents()
+
+    @cache
+    def recipes(files: tuple[str, ...]) -> tuple[Tree, ...]:
+        return tuple(document.tree for file in files for document in read_with_includes(file))
+
     cells: list[Cell] = []
     for seed in spec.seeds:
         trained: dict[str, Cell] = {}
         for entry in spec.methods:
             start = None if entry.start is None else trained[entry.start]
             for factors, settings in entry.points():
-                cell = _policy_cell(spec, entry, factors, settings, seed, start, documents)
+                cell = _policy_cell(spec, entry, factors, settings, seed, start, recipes)
                 trained[entry.name] = cell
                 cells.append(cell)
                 if entry.compare:
-                    cells += _downstream_cells(spec, cell, documents)
+                    cells += _downstream_cells(spec, cell, recipes)
     twice = [name for name, number in Counter(cell.id for cell in cells).items() if number > 1]
     if twice:
         raise ConfigError(
@@ -110,19 +107,6 @@ def _check_number(spec: StudySpec) -> None:
         )
 
 
-class _Documents:
-    """The trees of recipes and of what they include, each read once."""
-
-    def __init__(self) -> None:
-        self._read: dict[str, tuple[Tree, ...]] = {}
-
-    def __call__(self, files: tuple[str, ...]) -> tuple[Tree, ...]:
-        for file in files:
-            if file not in self._read:
-                self._read[file] = tuple(document.tree for document in read_with_includes(file))
-        return tuple(tree for file in files for tree in self._read[file])
-
-
 def _policy_cell(
     spec: StudySpec,
     entry: Entry,
@@ -130,46 +114,34 @@ def _policy_cell(
     settings: Tree,
     seed: int,
     start: Cell | None,
-    documents: _Documents,
+    recipes: Recipes,
 ) -> Cell:
-    trains = start is not None and bool(entry.config)
-    layers = (*documents(entry.config), overlaid(settings, _started_from("${study.start}", seed))) if trains else ()
-    content = {
-        "policy": _with_seed(entry.policy, seed),
-        "layers": [_with_seed(layer, seed) for layer in layers],
-        "suites": spec.suites,
-        "seed": seed,
-        "parent": start.address if start else None,
-    }
+    policy = _with_seed(entry.policy, seed)
+    layers = [] if start is None else _layers(recipes(entry.config), settings, seed)
+    parent = start.address if start else None
+    address = _address({"policy": policy, "layers": layers, "suites": spec.suites, "seed": seed, "parent": parent})
     method = entry.label(factors)
-    address = _address(content)
-    cell = Cell(
+    return Cell(
         id=_id("policy", method, seed, "", address),
         address=address,
         kind="policy",
         method=method,
         family=entry.family,
         seed=seed,
+        factors=checked_factors(factors, _merged(layers), f"methods.{entry.name}"),
         compare=entry.compare,
         parent=start.id if start else None,
-        policy=content["policy"],
-        layers=tuple(content["layers"]),
+        policy=policy,
+        layers=tuple(layers),
     )
-    return replace(cell, factors=checked_factors(factors, cell.merged(), f"methods.{entry.name}"))
 
 
-def _downstream_cells(spec: StudySpec, policy: Cell, documents: _Documents) -> list[Cell]:
+def _downstream_cells(spec: StudySpec, policy: Cell, recipes: Recipes) -> list[Cell]:
     cells = []
     for entry in spec.downstream:
         for factors, settings in entry.points():
-            layers = [
-                _with_seed(layer, policy.seed)
-                for layer in (
-                    *documents(entry.config),
-                    overlaid(settings, _started_from("${study.start}", policy.seed)),
-                    _evaluated(spec),
-                )
-            ]
+            layers = _layers(recipes(entry.config), settings, policy.seed)
+            layers.append(_with_seed(_evaluated(spec), policy.seed))
             address = _address({"layers": layers, "seed": policy.seed, "parent": policy.address})
             cells.append(
                 Cell(
@@ -190,9 +162,15 @@ def _downstream_cells(spec: StudySpec, policy: Cell, documents: _Documents) -> l
     return cells
 
 
-def _started_from(path: str, seed: int) -> Tree:
-    policy = {"class_path": "frpo.models.policy.Policy", "init_args": {"path": path}}
-    return {"seed_everything": seed, **nested("model.init_args.policy", policy)}
+def _layers(recipe: tuple[Tree, ...], settings: Tree, seed: int) -> list[Tree]:
+    """The configuration of a run that starts from another's policy: its recipe, then what the study sets."""
+    policy = {"class_path": "frpo.models.policy.Policy", "init_args": {"path": "${study.start}"}}
+    start = {"seed_everything": seed, **nested("model.init_args.policy", policy)}
+    return [_with_seed(layer, seed) for layer in (*recipe, overlaid(settings, start))]
+
+
+def _merged(layers: Iterable[Tree]) -> Tree:
+    return reduce(overlaid, layers, {})
 
 
 def _evaluated(spec: StudySpec) -> Tree:
@@ -223,7 +201,7 @@ def _with_seed(tree: Any, seed: int) -> Any:
 
 
 def _address(content: Tree) -> str:
-    text = json.dumps({"frpo": frpo.__version__, **content}, sort_keys=True, default=str)
+    text = json.dumps({"frpo": __version__, **content}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:ADDRESS_DIGITS]
 
 
@@ -234,18 +212,3 @@ def _id(kind: str, method: str, seed: int, task: str, address: str) -> str:
 
 def _words(factors: Mapping[str, Any]) -> list[str]:
     return [f"{name} {value}" for name, value in factors.items()]
-
-
-@cache
-def code_version() -> str:
-    """A hash of the sources of frpo: results of different ones may differ, and the report says so."""
-    root = Path(frpo.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
-    return f"{frpo.__version__}+{digest.hexdigest()[:8]}"
-
-
-def cells_folder(study: Path) -> Path:
-    """Where the cells of a study lie."""
-    return study / "cells"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from frpo.foundation.errors import ConfigError, clipped, suggestion
 from frpo.foundation.yaml_files import find_file, read_with_includes
@@ -26,7 +23,7 @@ NOT_MEASURED = ("baseline", "primary", "tasks", "retained_from")
 
 
 def read_study(path: str) -> StudySpec:
-    """Read a study from a file here or a shipped recipe; what it includes comes first.
+    """Read a study from a file here or a shipped recipe; what it includes comes first, and null drops of that.
 
     Raises:
         ConfigError: a key that is unknown, missing or of the wrong kind, with what to write instead.
@@ -35,25 +32,11 @@ def read_study(path: str) -> StudySpec:
     for document in read_with_includes(path):
         tree = overlaid(tree, document.tree)
     where = Path(path).name
-    known = (
-        "name",
-        "seeds",
-        "methods",
-        "downstream",
-        "evaluation",
-        "report",
-        "tracking",
-        "threads",
-        "keep_checkpoints",
-    )
-    _known(tree, known, where)
+    tree = _given(tree, where, KEYS)
     methods, downstream = _entries(tree, "methods", where), _entries(tree, "downstream", where)
     _check_starts(methods, where)
-    evaluation = _mapping(tree.get("evaluation"), f"{where}: evaluation")
-    _known(evaluation, EVALUATION_KEYS, f"{where}: evaluation")
+    evaluation = _given(tree.get("evaluation"), f"{where}: evaluation", EVALUATION_KEYS)
     suites = _suites(evaluation, where)
-    roles = _mapping(tree.get("report"), f"{where}: report")
-    _check_roles(roles, methods, downstream, suites, f"{where}: report")
     every = evaluation.get("every_n_train_steps")
     return StudySpec(
         name=str(tree.get("name", Path(path).stem)),
@@ -64,8 +47,8 @@ def read_study(path: str) -> StudySpec:
         policy_only=_policy_only(evaluation, suites, where),
         at_steps=_whole_numbers(evaluation.get("at_steps", []), f"{where}: evaluation.at_steps", least=0),
         every_n_train_steps=None if every is None else _whole_number(every, f"{where}: evaluation.every_n_train_steps"),
-        roles=roles,
-        tracking=_tracking(tree.get("tracking"), where),
+        roles=_roles(tree.get("report"), methods, downstream, suites, where),
+        tracking=_mapping(tree["tracking"], f"{where}: tracking") if "tracking" in tree else None,
         data_dir=str(tree.get("data_dir", "data")),
         threads=_whole_number(tree.get("threads", 1), f"{where}: threads"),
         keep_checkpoints=bool(tree.get("keep_checkpoints", True)),
@@ -82,23 +65,26 @@ def _policy_only(evaluation: Tree, suites: Tree, where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_roles(
-    roles: Tree, methods: tuple[Entry, ...], downstream: tuple[Entry, ...], suites: Tree, where: str
-) -> None:
+def _roles(value: Any, methods: tuple[Entry, ...], downstream: tuple[Entry, ...], suites: Tree, where: str) -> Tree:
     """The report is written last: what it will look for is looked for first."""
-    _known(roles, ROLES, where)
+    roles = _given(value, f"{where}: report", ROLES)
     labels = [entry.label(factors) for entry in methods if entry.compare for factors, _ in entry.points()]
     for role in ("baseline", "primary"):
         if role in roles and roles[role] not in labels:
-            raise ConfigError(f"{where}.{role}: no method {roles[role]!r}{suggestion(str(roles[role]), labels)}")
-    tasks = _mapping(roles.get("tasks"), f"{where}.tasks")
-    _known(tasks, tuple(entry.name for entry in downstream), f"{where}.tasks")
-    study = where.removesuffix(": report")
-    measures = [measure for name, suite in suites.items() for measure in _measures(name, suite, study)]
-    named = {role: value for role, value in roles.items() if role not in NOT_MEASURED}
-    for role, measure in {**named, **{f"tasks.{task}": value for task, value in tasks.items()}}.items():
+            raise ConfigError(
+                f"{where}: report.{role}: no method {roles[role]!r}{suggestion(str(roles[role]), labels)}"
+            )
+    measures = [measure for name, suite in suites.items() for measure in _measures(name, suite, where)]
+    named = {role: measure for role, measure in roles.items() if role not in NOT_MEASURED}
+    if "tasks" in roles:
+        roles["tasks"] = _given(roles["tasks"], f"{where}: report.tasks", [entry.name for entry in downstream])
+        named |= {f"tasks.{task}": measure for task, measure in roles["tasks"].items()}
+    for role, measure in named.items():
         if measure not in measures:
-            raise ConfigError(f"{where}.{role}: nothing measures {measure!r}{suggestion(str(measure), measures)}")
+            raise ConfigError(
+                f"{where}: report.{role}: nothing measures {measure!r}{suggestion(str(measure), measures)}"
+            )
+    return roles
 
 
 def _measures(name: str, suite: Any, where: str) -> list[str]:
@@ -108,22 +94,6 @@ def _measures(name: str, suite: Any, where: str) -> list[str]:
     kl_to = _mapping(settings.get("kl_to"), f"{where}: kl_to")
     kls = [f"kl/{key}/{part}" for key in kl_to for part in ("sequence", "token")]
     return [f"{name}/{quantity}" for quantity in [*_mapping(settings.get("scores"), f"{where}: scores"), *kls]]
-
-
-def _tracking(value: Any, where: str) -> Tree | None:
-    """Settings of the tracker, with ``${oc.env:...}`` filled in: the study's own run is opened before any other."""
-    if value is None:
-        return None
-    from frpo.run.tracker import MLflowTracker
-
-    known = tuple(inspect.signature(MLflowTracker).parameters)
-    tree = _mapping(value, f"{where}: tracking")
-    _known(tree, tuple(name for name in known if name not in ("output_dir", "run_name")), f"{where}: tracking")
-    try:
-        filled: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: tracking: {str(error).splitlines()[0]}") from error
-    return dict(filled)
 
 
 def _whole_number(value: Any, where: str, least: int = 1) -> int:
@@ -142,13 +112,14 @@ def _whole_numbers(value: Any, where: str, least: int) -> tuple[int, ...]:
 
 
 def _suites(evaluation: Tree, where: str) -> Tree:
-    """The suites of the files in ``config``, with ``suites`` laid over them; null takes one out."""
+    """The suites of the files in ``config``, with ``suites`` laid over them."""
+    files = _files(evaluation.get("config", []), f"{where}: evaluation", "conf/evaluation/tiny.yaml")
+    parts = [document.tree.get("evaluation") for file in files for document in read_with_includes(file)]
     suites: Tree = {}
-    for file in _files(evaluation.get("config", []), f"{where}: evaluation", "conf/evaluation/tiny.yaml"):
-        for document in read_with_includes(file):
-            suites = overlaid(suites, _mapping(document.tree.get("evaluation"), f"{where}: {file}").get("suites", {}))
-    suites = overlaid(suites, _mapping(evaluation.get("suites"), f"{where}: evaluation.suites"))
-    suites = {name: suite for name, suite in suites.items() if suite is not None}
+    for part in (*parts, evaluation):
+        own = _mapping(part, f"{where}: evaluation").get("suites")
+        suites = overlaid(suites, _mapping(own, f"{where}: evaluation.suites"))
+    suites = _given(suites, where)
     if not suites:
         raise ConfigError(
             f"{where}: evaluation: got no suites; name files that have some, config: [conf/evaluation/tiny.yaml]"
@@ -165,14 +136,13 @@ def _files(value: Any, where: str, example: str) -> list[str]:
 
 
 def _entries(tree: Tree, key: str, where: str) -> tuple[Entry, ...]:
-    entries = _mapping(tree.get(key), f"{where}: {key}")
+    entries = _given(tree.get(key), f"{where}: {key}")
     return tuple(_entry(name, value, f"{where}: {key}.{name}", key == "methods") for name, value in entries.items())
 
 
 def _entry(name: str, value: Any, where: str, is_method: bool) -> Entry:
-    tree = _mapping(value, where)
     own = ("policy", "from", "family", "compare") if is_method else ()
-    _known(tree, ("config", "settings", "factors", "grid", *own), where)
+    tree = _given(value, where, ("config", "settings", "factors", "grid", *own))
     config = _files(tree.get("config", []), where, "recipes/tiny/grpo.yaml")
     policy, start = tree.get("policy"), tree.get("from")
     if start is not None and not isinstance(start, str):
@@ -194,6 +164,7 @@ def _entry(name: str, value: Any, where: str, is_method: bool) -> Entry:
         raise ConfigError(f"{where}: from: missing; name the method whose policy this one starts from")
     if not is_method and not config:
         raise ConfigError(f"{where}: config: missing; name the recipe of the fine-tuning run")
+    grid = _given(tree.get("grid"), f"{where}.grid")
     return Entry(
         name=name,
         config=tuple(config),
@@ -201,17 +172,14 @@ def _entry(name: str, value: Any, where: str, is_method: bool) -> Entry:
         policy=policy,
         start=start,
         family=str(tree.get("family", name)),
-        factors=_mapping(tree.get("factors"), f"{where}.factors"),
-        grid=tuple(
-            _axis(axis, spec, f"{where}.grid.{axis}") for axis, spec in _mapping(tree.get("grid"), where).items()
-        ),
+        factors=_given(tree.get("factors"), f"{where}.factors"),
+        grid=tuple(_axis(axis, spec, f"{where}.grid.{axis}") for axis, spec in grid.items()),
         compare=bool(tree.get("compare", True)),
     )
 
 
 def _axis(name: str, value: Any, where: str) -> Axis:
-    tree = _mapping(value, where)
-    _known(tree, ("key", "values"), where)
+    tree = _given(value, where, ("key", "values"))
     key, values = tree.get("key"), tree.get("values")
     keys = (key,) if isinstance(key, str) else tuple(key) if isinstance(key, list) else ()
     if isinstance(values, list):
@@ -250,11 +218,14 @@ def _mapping(value: Any, where: str) -> Tree:
     return value
 
 
+def _given(value: Any, where: str, known: Iterable[str] | None = None) -> Tree:
+    """What a mapping of the study gives; a key that is null is dropped, and one that is not ``known`` refused."""
+    tree = _mapping(value, where)
+    for key in tree:
+        if known is not None and key not in known:
+            raise ConfigError(f"{where}: {key}: unknown key{suggestion(str(key), known)}")
+    return {key: item for key, item in tree.items() if item is not None}
+
+
 def _shown(value: Any) -> str:
     return clipped(repr(value))
-
-
-def _known(tree: Tree, known: tuple[str, ...], where: str) -> None:
-    for key in tree:
-        if key not in known:
-            raise ConfigError(f"{where}: {key}: unknown key{suggestion(str(key), known)}")

@@ -19,9 +19,8 @@ from frpo.models.checkpoint import build_policy, read_checkpoint
 from frpo.run.completions import read_completions
 from frpo.run.metrics_csv import MetricsCSV
 from frpo.run.spool import SPOOL_NAME, Spool
-from frpo.study.cells import DONE, FAILED, Cell, cells_folder
-from frpo.study.folder import PLAN, read_plan
-from frpo.study.state import failure, last_step, summary, version_of
+from frpo.study.cells import Cell
+from frpo.study.folder import DONE, FAILED, PLAN, cell_folder, failure, last_step, read_plan, summary, version_of
 
 REFUSALS = (ConfigError, ValueError, OSError)
 COMPLETION = {"stage": "train", "step": 1, "position": 0, "sample": 0, "text": "Red."}
@@ -63,7 +62,7 @@ def step(folder: Path) -> object:
     return last_step(folder, Cell(**CELL))
 
 
-CELL_FOLDER = cells_folder(Path()) / "c-1"
+CELL_FOLDER = cell_folder(Path(), "c-1")
 # File, its content as written, and what reads it.
 FILES: list[tuple[Path, str, Callable[[Path], object]]] = [
     (Path("completions/part-00000-00000.jsonl"), (json.dumps(COMPLETION) + "\n") * 3, completions),

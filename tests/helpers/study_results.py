@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from frpo.study.results import StudyResults
+from frpo.report.results import StudyResults
 
 ROLES = {
     "baseline": "GRPO, beta 0.05",

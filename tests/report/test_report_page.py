@@ -13,9 +13,9 @@ from frpo.__main__ import main
 from frpo.report import build
 from frpo.report.measurements import measure
 from frpo.report.page import render
+from frpo.report.results import StudyResults
 from frpo.report.tables import failures, methods_table, missing
 from frpo.report.verdict import verdict
-from frpo.study.results import StudyResults
 
 NASTY = '<script>alert(1)</script> & "$x_1^{" FRPO'
 
@@ -170,9 +170,9 @@ def test_unusable_results_are_refused():
 def test_the_command_writes_beside_the_study_or_says_what_is_wrong(tmp_path, monkeypatch, capsys):
     made = simulate(methods()[1:5], seeds=1, prompts=1, samples=1)
     only = made.frame[made.frame["task"].eq("") & made.frame["suite"].eq("held_out")]
-    monkeypatch.setattr("frpo.study.results.load_results", lambda folder: replace(made, frame=only))
+    monkeypatch.setattr("frpo.cli.report.load_results", lambda folder: replace(made, frame=only))
     assert main(["report", str(tmp_path / "study")]) == 0
     assert f"Report: {tmp_path / 'study/report/report.html'}\n" in capsys.readouterr().out
-    monkeypatch.setattr("frpo.study.results.load_results", lambda folder: replace(made, frame=only.iloc[:0]))
+    monkeypatch.setattr("frpo.cli.report.load_results", lambda folder: replace(made, frame=only.iloc[:0]))
     assert main(["report", str(tmp_path / "study"), "--out", str(tmp_path / "x")]) == 2
     assert "no measurements yet" in capsys.readouterr().err

@@ -22,8 +22,8 @@ from frpo.report.baseline import (
 )
 from frpo.report.compare import Estimate
 from frpo.report.measurements import measure
+from frpo.report.results import StudyResults
 from frpo.report.verdict import headline, verdict
-from frpo.study.results import StudyResults
 
 PRIMARY = "FRPO jackknife, lambda 0.3, beta 0.05"
 

@@ -16,15 +16,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from frpo.cli.report import load_results
 from frpo.cli.study import run, status
 from frpo.foundation.errors import ConfigError
 from frpo.study.cells import expand
-from frpo.study.folder import read_plan
-from frpo.study.one import BUSY, locked
+from frpo.study.folder import locked, read_plan, state_of
 from frpo.study.reading import read_study
-from frpo.study.results import load_results
-from frpo.study.runner import Runner
-from frpo.study.state import state_of
+from frpo.study.runner import BUSY, Runner
 
 POLICY = {"class_path": "frpo.tiny.policy.TinyPolicy", "init_args": {"steps": 2, "seed": "${study.seed}"}}
 PROMPTS = {"class_path": "frpo.tiny.sources.TinySource", "init_args": {"split": "held_out", "limit": 4}}
@@ -234,10 +232,9 @@ def test_a_cell_that_fails_leaves_the_others_and_says_why(
 
 
 def test_a_cell_whose_process_is_killed_is_told_of(tmp_path: Path):
-    spec = read_study(write(tmp_path, study()))
-    cells = expand(spec)
+    cells = expand(read_study(write(tmp_path, study())))
     told: list[str] = []
-    runner = Runner(spec, tmp_path / "s", cells, 1, None, told.append)
+    runner = Runner(tmp_path / "s", cells, 1, print, (), told.append)
     (tmp_path / "s/cells" / cells[0].id).mkdir(parents=True)
     runner.slots[cells[0].id] = 0
     runner._ended(cells[0], -9)
@@ -246,9 +243,8 @@ def test_a_cell_whose_process_is_killed_is_told_of(tmp_path: Path):
 
 
 def test_a_cell_lost_to_another_call_is_taken_up_again(tmp_path: Path):
-    spec = read_study(write(tmp_path, study()))
-    cells = expand(spec)
-    runner = Runner(spec, tmp_path / "s", cells, 1, None, lambda line: None)
+    cells = expand(read_study(write(tmp_path, study())))
+    runner = Runner(tmp_path / "s", cells, 1, print, (), lambda line: None)
     runner.tried.add(cells[0].id)
     runner.slots[cells[0].id] = 0
     runner._ended(cells[0], BUSY)
@@ -281,13 +277,12 @@ def test_a_key_of_a_grid_that_no_run_has_is_refused_before_the_first_cell(
 
 
 def test_a_cell_that_another_call_runs_is_left_to_it(tmp_path: Path):
-    spec = read_study(write(tmp_path, study()))
-    cells = expand(spec)
+    cells = expand(read_study(write(tmp_path, study())))
     base = cells[0]
     with locked(tmp_path / "s/cells" / base.id) as mine:
         assert mine
         assert state_of(tmp_path / "s", base) == "running"
-        runner = Runner(spec, tmp_path / "s", cells, 1, None, lambda line: None)
+        runner = Runner(tmp_path / "s", cells, 1, print, (), lambda line: None)
         assert runner._advance(None), "it waits"
         assert not runner.running
     assert state_of(tmp_path / "s", base) == "left"

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from frpo.cli.study import shard
+from frpo.cli.study_tracking import tracking_settings
 from frpo.foundation.errors import ConfigError
 from frpo.study.cells import Cell, expand, replaced
 from frpo.study.factors import factors_of
@@ -142,10 +143,9 @@ def test_a_class_is_laid_over_another_with_its_settings():
         ({"sedes": [1]}, "sedes: unknown key; did you mean seeds?"),
         ({"seeds": "0"}, "seeds: got '0', expected a list of whole numbers"),
         ({"seeds": [-1]}, "seeds: got -1, expected a whole number from 0"),
+        ({"tracking": "sqlite:///x.db"}, "tracking: got 'sqlite:///x.db', expected a mapping"),
         ({"threads": "two"}, "threads: got 'two', expected a whole number from 1"),
         ({"evaluation": {"suites": {"risky": {}}, "at_steps": 20}}, "at_steps: got 20, expected a list"),
-        ({"tracking": {"uri": "x"}}, "tracking: uri: unknown key"),
-        ({"tracking": {"tracking_uri": "${oc.env:FRPO_NO_SUCH}"}}, "tracking: .*FRPO_NO_SUCH"),
         ({"seeds": [0, 0]}, "names one twice"),
         ({"methods": {}}, "methods: got none"),
         ({"methods": {"GRPO": {"config": ["recipes/tiny/grpo.yaml"]}}}, "from: missing"),
@@ -180,3 +180,82 @@ def test_an_axis_without_values_is_refused(tmp_path: Path):
     tree["methods"]["FRPO"]["grid"] = {"lambda": {"key": LAM}}
     with pytest.raises(ConfigError, match=r"grid\.lambda: expected `key`"):
         read(tmp_path, tree)
+
+
+@pytest.mark.parametrize(
+    ("tracking", "expected"),
+    [
+        ({"uri": "x"}, "tracking: uri: unknown key"),
+        ({"tracking_uri": "${oc.env:FRPO_NO_SUCH}"}, "tracking: .*FRPO_NO_SUCH"),
+    ],
+)
+def test_a_mistake_in_the_settings_of_the_tracker_is_refused(tmp_path: Path, tracking: dict[str, str], expected: str):
+    with pytest.raises(ConfigError, match=expected):
+        tracking_settings(read(tmp_path, study() | {"tracking": tracking}))
+
+
+def test_every_key_that_a_study_documents_is_read(tmp_path: Path):
+    given = {"data_dir": "elsewhere", "threads": 2, "keep_checkpoints": False, "tracking": {"experiment_name": "e"}}
+    spec = read(tmp_path, study() | given)
+    assert (spec.data_dir, spec.threads, spec.keep_checkpoints) == ("elsewhere", 2, False)
+    assert tracking_settings(spec) == {"experiment_name": "e"}
+    assert read(tmp_path, study()).data_dir == "data"
+
+
+INCLUDED = {
+    "threads": 2,
+    "tracking": {"experiment_name": "e"},
+    "seeds": [0, 1, 2],
+    "report": {"baseline": "GRPO", "primary": "GRPO", "safety": "risky/safety", "tasks": {"comply": "risky/safety"}},
+}
+
+
+def including(tmp_path: Path, changes: dict[str, Any]) -> Any:
+    """A study that includes :func:`study` and changes it."""
+    included = study() | INCLUDED
+    included["downstream"]["other"] = {"config": ["recipes/tiny/grpo.yaml"]}
+    included["evaluation"]["suites"]["benign"] = {"scores": {"helpfulness": 1}}
+    (tmp_path / "included.yaml").write_text(yaml.safe_dump(included, sort_keys=False))
+    return read(tmp_path, {"include": ["included.yaml"], **changes})
+
+
+def test_null_drops_what_an_included_study_has(tmp_path: Path):
+    whole = including(tmp_path, {})
+    assert [entry.name for entry in whole.methods] == ["base", "GRPO", "FRPO"]
+    spec = including(
+        tmp_path,
+        {
+            "seeds": None,
+            "threads": None,
+            "tracking": None,
+            "methods": {"GRPO": None, "FRPO": {"grid": {"lambda": None}, "factors": {"beta": None}}},
+            "downstream": {"comply": None, "other": {"settings": {"trainer": None}}},
+            "evaluation": {"suites": {"benign": None}, "at_steps": None},
+            "report": {"baseline": "FRPO", "primary": None, "tasks": {"comply": None}},
+        },
+    )
+    assert [entry.name for entry in spec.methods] == ["base", "FRPO"]
+    assert (spec.methods[1].grid, spec.methods[1].factors) == ((), {})
+    assert [entry.name for entry in spec.downstream] == ["other"]
+    assert spec.downstream[0].settings == {"trainer": None}, "a setting of a run may be null"
+    assert (list(spec.suites), spec.at_steps) == (["risky"], ())
+    assert (spec.seeds, spec.threads, spec.tracking) == ((0,), 1, None)
+    assert spec.roles == {"baseline": "FRPO", "safety": "risky/safety", "tasks": {}}
+    assert {cell.title for cell in expand(spec)} == {
+        "base, seed 0", "FRPO, seed 0", "base, seed 0 -> other", "FRPO, seed 0 -> other",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"methods": {"base": None}}, "methods.GRPO.from: 'base' is no method given before it"),
+        ({"methods": {"GRPO": None}}, "report.baseline: no method 'GRPO'"),
+        ({"downstream": {"comply": None}}, "report.tasks: comply: unknown key"),
+        ({"evaluation": {"suites": {"risky": None}}}, "report.safety: nothing measures 'risky/safety'"),
+        ({"methods": {"base": None, "GRPO": None, "FRPO": None}}, "methods: got none"),
+    ],
+)
+def test_what_is_dropped_and_still_named_is_refused(tmp_path: Path, changes: dict[str, Any], expected: str):
+    with pytest.raises(ConfigError, match=expected):
+        including(tmp_path, changes)
