@@ -9,9 +9,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from frpo.foundation import require
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import call_each, call_reward, require_finite
+from frpo.rewards.calls import call_each, call_reward
 from frpo.types import Completion, Judgement
+
+NEGATIVE_WEIGHT = (
+    "weights are scaled up where a part abstains; for a penalty give the part negative values instead, as "
+    "`refused: -1.0`"
+)
 
 
 class Composite(Reward):
@@ -22,8 +28,7 @@ class Composite(Reward):
     """
 
     def __init__(self, rewards: dict[str, Reward]) -> None:
-        if not rewards:
-            raise ValueError(f"{type(self).__name__}.rewards: got no rewards, expected at least one by name")
+        require.non_empty(f"{type(self).__name__}.rewards", rewards, "name a reward")
         for name in rewards:
             if not name or "/" in name:
                 raise ValueError(
@@ -112,11 +117,7 @@ class WeightedSum(Composite):
                 f"`{missing[0]}: 1.0` under weights, or 0.0 to only record it"
             )
         for name, weight in weights.items():
-            if require_finite(f"WeightedSum.weights.{name}", weight) < 0:
-                raise ValueError(
-                    f"WeightedSum.weights.{name}: got {weight}, expected 0 or more (weights are scaled up where a "
-                    "part abstains); for a penalty give the part negative values instead, as `refused: -1.0`"
-                )
+            require.number(f"WeightedSum.weights.{name}", weight, at_least=0, hint=NEGATIVE_WEIGHT)
         self.weights = weights
         self.total = sum(weights.values())
         if self.total == 0:

@@ -16,6 +16,7 @@ from queue import LifoQueue
 
 import torch
 
+from frpo.foundation import require
 from frpo.rewards import maths_worker
 from frpo.rewards.answers import (
     MAX_CHARACTERS,
@@ -29,7 +30,6 @@ from frpo.rewards.answers import (
     same_answer,
 )
 from frpo.rewards.base import Reward
-from frpo.rewards.calls import require_at_least_one, require_finite, require_positive
 from frpo.types import Completion, Judgement
 
 _Pair = tuple[str, str]
@@ -71,18 +71,17 @@ class MathAnswer(Reward):
         memory: int = 1024,
         workers: int = 2,
     ) -> None:
-        if extract == []:
-            raise ValueError("MathAnswer.extract: got an empty list; leave it out for the default extractors")
+        require.non_empty("MathAnswer.extract", extract, "leave it out for the default extractors")
         self.field = field
         self.extract = [Boxed(), Hashes(), LastNumber()] if extract is None else extract
-        self.correct = require_finite("MathAnswer.correct", correct)
-        self.wrong = require_finite("MathAnswer.wrong", wrong)
-        self.missing = require_finite("MathAnswer.missing", missing)
-        self.timeout = require_positive("MathAnswer.timeout", timeout)
-        self.memory = memory
-        if memory < 512:
-            raise ValueError(f"MathAnswer.memory: got {memory} MiB, expected 512 or more: the library takes half that")
-        self.workers = require_at_least_one("MathAnswer.workers", workers)
+        self.correct = require.number("MathAnswer.correct", correct)
+        self.wrong = require.number("MathAnswer.wrong", wrong)
+        self.missing = require.number("MathAnswer.missing", missing)
+        self.timeout = require.number("MathAnswer.timeout", timeout, above=0)
+        self.memory = require.number(
+            "MathAnswer.memory", memory, at_least=512, hint="in MiB, of which the library takes half"
+        )
+        self.workers = require.number("MathAnswer.workers", workers, at_least=1)
         self._idle: LifoQueue[_Worker] | None = None
 
     def setup(self, device: torch.device) -> None:

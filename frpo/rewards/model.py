@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from frpo.data.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
+from frpo.foundation import require
 from frpo.models.loading import reading
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import require_at_least_one, require_finite
 from frpo.types import Completion, Judgement
 
 DEFAULT_MAX_LENGTH = 1024
@@ -57,22 +57,17 @@ class RewardModel(Reward):
         shift: float = 0.0,
         trust_remote_code: bool = False,
     ) -> None:
-        for name, value, known in (("dtype", dtype, _DTYPES), ("transform", transform, _TRANSFORMS)):
-            if value not in known:
-                raise ValueError(f"RewardModel.{name}: got {value!r}, expected one of {sorted(known)}")
-        if label is not None and label < 0:
-            raise ValueError(f"RewardModel.label: got {label}, expected the index of a class, from 0")
-        if require_finite("RewardModel.scale", scale) == 0:
-            raise ValueError("RewardModel.scale: got 0, which makes every reward the same; expected another")
+        if require.number("RewardModel.scale", scale) == 0:
+            raise require.refusal("RewardModel.scale", scale, "another number", "0 makes every reward the same")
         self.path = path
         self.revision = revision
-        self.dtype = dtype
-        self.max_length = None if max_length is None else require_at_least_one("RewardModel.max_length", max_length)
-        self.batch_size = require_at_least_one("RewardModel.batch_size", batch_size)
-        self.label = label
-        self.transform = transform
+        self.dtype = require.one_of("RewardModel.dtype", dtype, _DTYPES)
+        self.max_length = require.number("RewardModel.max_length", max_length, at_least=1)
+        self.batch_size = require.number("RewardModel.batch_size", batch_size, at_least=1)
+        self.label = require.number("RewardModel.label", label, at_least=0, hint="it is the index of a class")
+        self.transform = require.one_of("RewardModel.transform", transform, _TRANSFORMS)
         self.scale = scale
-        self.shift = require_finite("RewardModel.shift", shift)
+        self.shift = require.number("RewardModel.shift", shift)
         self.trust_remote_code = trust_remote_code
         self._model: Any = None
         self._encoder: ConversationEncoder | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from frpo.foundation import require
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
 from frpo.rewards.calls import call_each
 from frpo.rewards.compose import combined_identity
@@ -22,9 +23,9 @@ class Router(Reward):
     """
 
     def __init__(self, routes: dict[str, Reward], default: Reward | None = None) -> None:
-        if not routes:
-            raise ValueError("Router.routes: got none, expected a reward by task, as `safety: {class_path: ...}`")
-        self.routes = routes
+        self.routes = require.non_empty(
+            "Router.routes", routes, "name a reward by task, as `safety: {class_path: ...}`"
+        )
         self.default = default
 
     @property

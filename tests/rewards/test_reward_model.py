@@ -310,10 +310,10 @@ def test_setup_again_keeps_the_model(scorer_dir):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "int8"}, r"dtype: got 'int8', expected one of \['bfloat16', 'float16', 'float32'\]"),
-        ({"transform": "tanh"}, r"transform: got 'tanh', expected one of \['identity', 'sigmoid'\]"),
-        ({"batch_size": 0}, "batch_size: got 0, expected 1 or more"),
-        ({"max_length": 0}, "max_length: got 0, expected 1 or more"),
+        ({"dtype": "int8"}, r"dtype: got 'int8', expected one of float32, bfloat16, float16"),
+        ({"transform": "tanh"}, r"transform: got 'tanh', expected one of identity, sigmoid"),
+        ({"batch_size": 0}, "batch_size: got 0, expected at least 1"),
+        ({"max_length": 0}, "max_length: got 0, expected at least 1"),
         ({"scale": 0.0}, "scale: got 0"),
         ({"scale": math.nan}, "scale: got nan"),
         ({"shift": math.inf}, "shift: got inf"),

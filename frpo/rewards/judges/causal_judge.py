@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from frpo.data.conversation import broken_up, control_tokens
+from frpo.foundation import require
 from frpo.models.loading import reading
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import require_at_least_one
 from frpo.types import Completion, Judgement
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,14 +55,12 @@ class CausalJudge(Reward):
         prompt_field: str | None = None,
     ) -> None:
         name = type(self).__name__
-        if dtype not in _DTYPES:
-            raise ValueError(f"{name}.dtype: got {dtype!r}, expected one of {sorted(_DTYPES)}")
         self.path = path
         self.revision = revision
-        self.dtype = dtype
-        self.max_length = require_at_least_one(f"{name}.max_length", max_length)
-        self.response_tokens = require_at_least_one(f"{name}.response_tokens", response_tokens)
-        self.batch_size = require_at_least_one(f"{name}.batch_size", batch_size)
+        self.dtype = require.one_of(f"{name}.dtype", dtype, _DTYPES)
+        self.max_length = require.number(f"{name}.max_length", max_length, at_least=1)
+        self.response_tokens = require.number(f"{name}.response_tokens", response_tokens, at_least=1)
+        self.batch_size = require.number(f"{name}.batch_size", batch_size, at_least=1)
         self.prompt_field = prompt_field
         self._model: Any = None
         self._tokenizer: Any = None

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from frpo.foundation import require
 from frpo.rewards.base import JudgeIdentity, Reward
-from frpo.rewards.calls import require_at_least_one
 from frpo.rewards.judges.asking import MalformedAnswerError, NoAnswer
 from frpo.rewards.judges.client import Endpoint
 from frpo.types import Completion, Judgement
@@ -54,7 +54,7 @@ class ChatJudge(Reward):
         options: dict[str, Any] | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self.max_tokens = require_at_least_one(f"{type(self).__name__}.max_tokens", max_tokens)
+        self.max_tokens = require.number(f"{type(self).__name__}.max_tokens", max_tokens, at_least=1)
         self.seed = seed
         self.prompt_field = prompt_field
         self.options = options or {}

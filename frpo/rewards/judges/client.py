@@ -9,7 +9,8 @@ from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from frpo.rewards.calls import UnusableRewardError, require_at_least_one, require_finite, require_positive
+from frpo.foundation import require
+from frpo.rewards.calls import UnusableRewardError
 from frpo.rewards.judges.asking import Asking, MalformedAnswerError, NoAnswer, Settings
 from frpo.rewards.judges.cache import AnswerCache, Answers, question_key
 from frpo.rewards.judges.retries import Backoff
@@ -61,34 +62,28 @@ class Endpoint:
         longest_wait_s: float = 30.0,
         give_up_after: int | None = 16,
     ) -> None:
-        if not model.strip():
-            raise ValueError("Endpoint.model: got a blank name, expected the model's as the server calls it")
-        if retries < 0:
-            raise ValueError(f"Endpoint.retries: got {retries}, expected 0 or more")
-        if give_up_after is not None:
-            require_at_least_one("Endpoint.give_up_after", give_up_after)
-        if require_finite("Endpoint.first_wait_s", first_wait_s) < 0 or not first_wait_s <= longest_wait_s:
-            raise ValueError(
-                f"Endpoint.first_wait_s: got {first_wait_s}, expected 0 to longest_wait_s={longest_wait_s} seconds"
-            )
+        require.number("Endpoint.longest_wait_s", longest_wait_s, at_least=0)
+        require.number(
+            "Endpoint.first_wait_s", first_wait_s, at_least=0, at_most=longest_wait_s, hint="see longest_wait_s"
+        )
         if api_key_env is not None and not api_key_env.isidentifier():
             raise ValueError(
                 "Endpoint.api_key_env: got no name of an environment variable, expected one as OPENAI_API_KEY: the key "
                 "itself does not belong into a configuration"
             )
         self.base_url = _checked_url(base_url)
-        self.model = model
+        self.model = require.non_empty("Endpoint.model", model, "name the model as the server calls it")
         self.revision = revision
         self.api_key_env = api_key_env
         self.cache = None if cache is None else AnswerCache(cache)
-        self.concurrency = require_at_least_one("Endpoint.concurrency", concurrency)
+        self.concurrency = require.number("Endpoint.concurrency", concurrency, at_least=1)
         self.settings = Settings(
-            connect_timeout_s=require_positive("Endpoint.connect_timeout_s", connect_timeout_s),
-            read_timeout_s=require_positive("Endpoint.read_timeout_s", read_timeout_s),
-            deadline_s=require_positive("Endpoint.deadline_s", deadline_s),
-            retries=retries,
-            backoff=Backoff(first_wait_s, require_finite("Endpoint.longest_wait_s", longest_wait_s)),
-            give_up_after=give_up_after,
+            connect_timeout_s=require.number("Endpoint.connect_timeout_s", connect_timeout_s, above=0),
+            read_timeout_s=require.number("Endpoint.read_timeout_s", read_timeout_s, above=0),
+            deadline_s=require.number("Endpoint.deadline_s", deadline_s, above=0),
+            retries=require.number("Endpoint.retries", retries, at_least=0),
+            backoff=Backoff(first_wait_s, longest_wait_s),
+            give_up_after=require.number("Endpoint.give_up_after", give_up_after, at_least=1),
         )
         self._answered = False
 

@@ -210,9 +210,9 @@ def test_nothing_is_loaded_before_setup_and_once_after(judge_dir):
     [
         (
             {"dtype": "int8"},
-            r"StrongRejectModel.dtype: got 'int8', expected one of \['bfloat16', 'float16'",
+            r"StrongRejectModel.dtype: got 'int8', expected one of float32, bfloat16, float16",
         ),
-        ({"batch_size": 0}, "StrongRejectModel.batch_size: got 0, expected 1 or more"),
+        ({"batch_size": 0}, "StrongRejectModel.batch_size: got 0, expected at least 1"),
         ({"max_length": 0}, "max_length: got 0"),
         ({"response_tokens": 0}, "response_tokens: got 0"),
     ],
