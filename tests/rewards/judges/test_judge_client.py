@@ -270,7 +270,7 @@ def test_a_missing_or_broken_key_is_said_at_setup_without_showing_it(value, monk
         ({"read_timeout_s": float("nan")}, "read_timeout_s: got nan"),
         (
             {"first_wait_s": 9.0, "longest_wait_s": 1.0},
-            "first_wait_s: got 9.0, expected at least 0 and at most 1.0; see longest_wait_s",
+            "first_wait_s: got 9.0, .* at most 1.0; see longest_wait_s",
         ),
         ({"give_up_after": 0}, "give_up_after: got 0"),
     ],
