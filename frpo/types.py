@@ -47,6 +47,21 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class DataFacts:
+    """What a data module tells the module that trains or evaluates on it, once its rows are read.
+
+    ``tasks`` of the rows; ``max_tokens``, the tokens that a row may have (a prompt, for prompts); ``packed``, whether a
+    row of a batch holds several demonstrations.
+
+    Example: ``DataFacts(tasks=frozenset({"safety", "normal"}), max_tokens=1024)``.
+    """
+
+    tasks: frozenset[str] = frozenset()
+    max_tokens: int = 0
+    packed: bool = False
+
+
+@dataclass(frozen=True)
 class PromptBatch:
     """``P`` tokenised prompts, padded on the left.
 
@@ -204,10 +219,10 @@ class ScoredBatch:
         PG = tuple(self.rollout.completion_ids.shape[:2])
         _shape("ScoredBatch.rewards", self.rewards, PG)
         _shape("ScoredBatch.reward_mask", self.reward_mask, PG, torch.bool)
-        assert len(self.judgements) == PG[0] * PG[1], "ScoredBatch.judgements must hold one judgement a completion"
+        assert len(self.judgements) == PG[0] * PG[1], "ScoredBatch.judgements must hold one judgement per completion"
 
     def records(self) -> list[dict[str, Any]]:
-        """One JSON-ready dict a completion: prompt, text, reward by component, weight, task, status."""
+        """One JSON-ready dict per completion: prompt, text, reward by component, weight, task, status."""
         G = self.rewards.shape[1]
         weights = None if self.weights is None else self.weights.flatten().tolist()
         return [

@@ -14,9 +14,9 @@ from lightning.pytorch import LightningModule
 
 from frpo.cli.parsing import FrpoCLI
 from frpo.cli.recipes import names
-from frpo.data.strategy import check_fsdp1
 from frpo.foundation.shipped import shipped
 from frpo.foundation.yaml_files import read_with_includes
+from frpo.modules.strategy import check_fsdp1
 from frpo.objectives import FRPO, GRPO
 
 ROOT = shipped("recipes").parent

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
 from frpo.data.loader import OrderedLoader, TrainingLoader
-from frpo.data.strategy import check_strategy
+from frpo.foundation import require
+from frpo.types import DataFacts, Stage
 
 log = logging.getLogger(__name__)
 
-Stage = Literal["train", "val", "test"]
 STAGES: dict[str | None, tuple[Stage, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -35,6 +36,18 @@ class Source(Protocol):
         """Fetch what is read, on one process of each machine."""
 
 
+@runtime_checkable
+class Learner(Protocol):
+    """A module that a data module serves: :class:`~frpo.modules.policy_module.PolicyModule`, say."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizes the rows."""
+
+    def on_data_read(self, facts: DataFacts) -> None:
+        """What was read; raise ``ValueError`` where it cannot be trained on."""
+
+
 class RowsDataModule(LightningDataModule):
     """Reads the rows of a stage, tokenizes them, and hands them out in batches by rank.
 
@@ -44,14 +57,16 @@ class RowsDataModule(LightningDataModule):
 
     dropped: dict[str, int]
     """Rows left out for their length, by stage (``train``, ``val``, ``test``)."""
-    tasks: set[str]
-    """Tasks of the rows of the stage that was set up."""
+    max_tokens: int
+    """Tokens that a row may have."""
+    packing: bool
+    """Whether a row of a batch holds several demonstrations."""
 
     def __init__(self, sources: Mapping[Stage, Source | None]) -> None:
         super().__init__()
         self.sources = sources
         self.dropped = {}
-        self.tasks = set()
+        self.max_tokens, self.packing = 0, False
         self._train: TrainingLoader[Any, Any] | None = None
         self._evaluation: dict[Stage, OrderedLoader[Any, Any]] = {}
 
@@ -83,15 +98,10 @@ class RowsDataModule(LightningDataModule):
             )
         self._check_stage(stage)
         _check_trainer(trainer)
-        # Batches hold integers and masks: there is nothing to convert, and half precision cannot walk frozen records.
-        trainer.precision_plugin.convert_input = _unchanged  # type: ignore[method-assign, assignment]
-        module = trainer.lightning_module
-        tokenizer = self._tokenizer(module)
+        learner, tokenizer = self._learner(trainer.lightning_module)
         loaded = {name: self.load(name, tokenizer) for name in STAGES[stage] if self.sources.get(name) is not None}
-        self.tasks = {row.prompt.task for rows in loaded.values() for row in rows}
-        reward = getattr(module, "reward", None)
-        if reward is not None:
-            reward.check_tasks(self.tasks)
+        tasks = frozenset(row.prompt.task for rows in loaded.values() for row in rows)
+        learner.on_data_read(DataFacts(tasks, self.max_tokens, self.packing))
         # Under tensor parallelism several ranks read the same rows: the strategy knows which.
         ranks = trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         cut = {"pad_token_id": tokenizer.pad_token_id, "world_size": ranks["num_replicas"], "rank": ranks["rank"]}
@@ -115,38 +125,42 @@ class RowsDataModule(LightningDataModule):
     example = "frpo.data.prompts.sources.FileSource"
     """A source, for messages."""
 
-    def _tokenizer(self, module: Any) -> PreTrainedTokenizerBase:
-        try:
-            tokenizer: PreTrainedTokenizerBase = module.tokenizer
-        except AttributeError as error:
+    def _learner(self, module: Any) -> tuple[Learner, PreTrainedTokenizerBase]:
+        if not isinstance(module, Learner):
             raise ValueError(
-                f"{type(module).__name__} has no `tokenizer`, which {type(self).__name__} tokenizes with; use it with "
-                f"{self.module_class}"
-            ) from error
+                f"{type(module).__name__} has no `tokenizer` and `on_data_read`, by which {type(self).__name__} "
+                f"tokenizes rows and says what it read; use it with {self.module_class}"
+            )
+        tokenizer = module.tokenizer
         if tokenizer.pad_token_id is None:
             raise ValueError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no pad token to fill batches with; set its pad_token"
             )
-        return tokenizer
+        return module, tokenizer
 
     module_class = "frpo.modules.policy_optimization.PolicyOptimization"
     """A module that it serves, for messages."""
 
-    def train_dataloader(self) -> TrainingLoader[Any, Any]:
-        """The training stream. One object for the whole fit, so that reloading does not start it again."""
+    def train_dataloader(self) -> TrainingLoader[Any, Any] | Unconverted:
+        """The training stream. It goes on, however often it is asked for."""
         assert self._train is not None, "setup('fit') comes first and refuses a missing `train`"
-        return self._train
+        return self._served(self._train)
 
-    def val_dataloader(self) -> OrderedLoader[Any, Any]:
+    def val_dataloader(self) -> OrderedLoader[Any, Any] | Unconverted:
         """The validation rows in order; none where there is no ``val`` source."""
         if "val" not in self._evaluation:
             warnings.filterwarnings("ignore", message="Total length of `.*Loader` across ranks is zero")
             return self.ordered_loader([], pad_token_id=0)
-        return self._evaluation["val"]
+        return self._served(self._evaluation["val"])
 
-    def test_dataloader(self) -> OrderedLoader[Any, Any]:
+    def test_dataloader(self) -> OrderedLoader[Any, Any] | Unconverted:
         """The test rows in order."""
-        return self._evaluation["test"]
+        return self._served(self._evaluation["test"])
+
+    def _served(self, loader: Any) -> Any:
+        """``loader``, past a precision plugin that would convert its batches."""
+        converts = type(self.trainer.precision_plugin).convert_input is not Precision.convert_input  # type: ignore[union-attr]
+        return Unconverted(loader) if converts else loader
 
     def state_dict(self) -> dict[str, dict[str, int]]:
         """The place in the training stream, for checkpoints.
@@ -170,10 +184,8 @@ class RowsDataModule(LightningDataModule):
 def check_choices(*, seed: int, **at_least_one: int | None) -> None:
     """Refuse a seed or a number out of range. None is a number that was left out."""
     for name, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 1")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed: got {seed}, expected 0 to 2**63 - 1")
+        require.number(name, value, at_least=1)
+    require.seed("seed", seed)
 
 
 def too_long(stage: Stage, noun: str, lengths: Sequence[int], limit: int, option: str) -> str | None:
@@ -187,8 +199,39 @@ def too_long(stage: Stage, noun: str, lengths: Sequence[int], limit: int, option
     )
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
+class Unconverted:
+    """A loader whose batches reach the module as they are, whatever the Trainer's precision.
+
+    Batches hold integers and masks: there is nothing to convert, and Lightning's half precision cannot walk frozen
+    records. It passes over what is no record, and moving to the device unwraps it.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[_Wrapped]:
+        return map(_Wrapped, self.loader)
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the stream."""
+        state: dict[str, int] = self.loader.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a place in the stream."""
+        self.loader.load_state_dict(state)
+
+
+class _Wrapped:
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def to(self, device: Any) -> Any:
+        """The batch itself, on ``device``."""
+        return self.batch.to(device)
 
 
 def _check_trainer(trainer: Trainer) -> None:
@@ -197,4 +240,3 @@ def _check_trainer(trainer: Trainer) -> None:
             "Trainer(overfit_batches=...) does not hold this loader to the same batches; set "
             "`data.init_args.train.init_args.limit` to the number of rows to overfit on"
         )
-    check_strategy(trainer)

@@ -19,8 +19,7 @@ from frpo.functional.masked import masked_mean
 from frpo.models.policy import DTYPES, Policy
 from frpo.models.reference import AdapterDisabled, FrozenCopy, Reference
 from frpo.models.scorer import Scorer
-from frpo.modules.group_gradient import TokenPass
-from frpo.modules.micro_batches import MicroBatch
+from frpo.modules.micro_batches import MicroBatch, TokenPass
 from frpo.penalty import KLPenalty
 from frpo.plan.phases import Rollout, Update, reward_phase, rollout_phase, update_phase
 from frpo.plan.plan import Phase

@@ -234,9 +234,9 @@ def test_a_checkpoint_is_exported_and_read_back(model_dir: Path, tmp_path: Path)
 
 
 def test_refuses_what_cannot_work(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"SupervisedFineTuning.micro_batch_size must be >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"SupervisedFineTuning.micro_batch_size: got 0, expected at least 1"):
         supervised_runs.module(model_dir, micro_batch_size=0)
-    with pytest.raises(ValueError, match=r"SupervisedFineTuning.max_grad_norm must be > 0"):
+    with pytest.raises(ValueError, match=r"SupervisedFineTuning.max_grad_norm: got .*, expected more than 0"):
         supervised_runs.module(model_dir, max_grad_norm=0.0)
     with pytest.raises(ValueError, match=r"SupervisedFineTuning.lr_schedule .* down to -1"):
         supervised_runs.module(model_dir, lr_schedule=Linear(1.0, -1.0, steps=8))

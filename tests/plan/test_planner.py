@@ -14,8 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from frpo.evaluation.suite import Suite
 from frpo.models.policy import LoRA, Policy
 from frpo.models.reference import AdapterDisabled, FrozenCopy
-from frpo.modules.group_gradient import TokenPass
-from frpo.modules.micro_batches import MicroBatch
+from frpo.modules.micro_batches import MicroBatch, TokenPass
 from frpo.penalty import KLPenalty
 from frpo.plan.jobs import PolicyJob, SupervisedJob
 from frpo.plan.memory import parse_bytes, show_bytes

@@ -265,9 +265,9 @@ def test_tokenizers_that_cannot_write_or_pad_a_conversation_are_refused(model_di
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"micro_batch_size": 0}, "RewardModelling.micro_batch_size must be >= 1"),
-        ({"max_grad_norm": 0.0}, "RewardModelling.max_grad_norm must be > 0"),
-        ({"seed": -1}, "RewardModelling.seed must be >= 0"),
+        ({"micro_batch_size": 0}, "RewardModelling.micro_batch_size: got 0, expected at least 1"),
+        ({"max_grad_norm": 0.0}, "RewardModelling.max_grad_norm: got 0.0, expected more than 0"),
+        ({"seed": -1}, "RewardModelling.seed: got -1, expected 0"),
         ({"max_length": 0}, "Scorer.max_length: got 0"),
         ({"base": Policy("x", adapter=LoRA(path="y"))}, "an adapter of a language model has no head"),
     ],

@@ -221,8 +221,6 @@ class SupervisedDataModule(RowsDataModule):
 
     cut: dict[str, int]
     """Demonstrations whose answer was cut for its length, by stage."""
-    longest: int
-    """Tokens of the longest demonstration that was loaded."""
 
     def __init__(
         self,
@@ -246,14 +244,13 @@ class SupervisedDataModule(RowsDataModule):
         self.max_length, self.on_long = max_length, on_long
         self.group_by_length, self.shuffle, self.seed, self.packing = group_by_length, shuffle, seed, packing
         self.cut = {}
-        self.longest = 0
 
     def load(self, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[EncodedDemonstration]:
         """Read and tokenize the demonstrations of ``stage``; longer ones are left out, cut or refused."""
         source = self.sources[stage]
         assert isinstance(source, DemonstrationSource)
         kept = self._fitting(stage, encode_demonstrations(source.demonstrations(), tokenizer))
-        self.longest = max(self.longest, *(len(row.ids) for row in kept))
+        self.max_tokens = max(self.max_tokens, *(len(row.ids) for row in kept))
         return kept
 
     def _fitting(self, stage: Stage, rows: list[EncodedDemonstration]) -> list[EncodedDemonstration]:

@@ -51,7 +51,7 @@ class PromptDataModule(RowsDataModule):
             raise ValueError(f"on_long_prompt: got {on_long_prompt!r}, expected 'drop' or 'error'")
         self.batch_size = batch_size
         self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
-        self.max_prompt_length = max_prompt_length
+        self.max_prompt_length = self.max_tokens = max_prompt_length
         self.on_long_prompt = on_long_prompt
         self.shuffle = shuffle
         self.seed = seed
