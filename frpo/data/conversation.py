@@ -1,4 +1,4 @@
-"""How a sequence classifier reads a conversation: one encoding and one forward pass for training and for scoring."""
+"""How a sequence classifier reads a conversation: one encoding for training and for scoring."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from frpo.types import Completion
-
-MAX_LENGTH = "frpo_max_length"
-"""Key of a classifier's config.json: the tokens a conversation had at most in training."""
 
 
 class ConversationEncoder:
@@ -79,11 +76,3 @@ def pad_right(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]
     input_ids = torch.full(mask.shape, pad_token_id)
     input_ids[mask] = torch.tensor([token for ids in rows for token in ids])
     return input_ids, mask
-
-
-def classifier_logits(model: Any, rows: list[list[int]]) -> Tensor:
-    """Outputs [N, classes] of a sequence classifier for ``N`` rows of ids, in float32 or wider."""
-    input_ids, mask = pad_right(rows, model.config.get_text_config().pad_token_id or 0)
-    device = model.device
-    logits = model(input_ids=input_ids.to(device), attention_mask=mask.long().to(device)).logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

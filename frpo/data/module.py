@@ -6,7 +6,7 @@ import logging
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.plugins.precision import Precision
@@ -14,10 +14,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
 from frpo.data.loader import OrderedLoader, TrainingLoader
+from frpo.data.sources import Source
 from frpo.foundation import require
 from frpo.types import DataFacts, Stage
 
 log = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
 
 STAGES: dict[str | None, tuple[Stage, ...]] = {
     "fit": ("train", "val"),
@@ -27,13 +30,6 @@ STAGES: dict[str | None, tuple[Stage, ...]] = {
     None: ("train", "val", "test"),
 }
 REQUIRED: dict[str | None, Stage] = {"fit": "train", "validate": "val", "test": "test"}
-
-
-class Source(Protocol):
-    """Where the rows of a stage come from."""
-
-    def prepare(self) -> None:
-        """Fetch what is read, on one process of each machine."""
 
 
 @runtime_checkable
@@ -51,9 +47,22 @@ class Learner(Protocol):
 class RowsDataModule(LightningDataModule):
     """Reads the rows of a stage, tokenizes them, and hands them out in batches by rank.
 
-    A subclass sets ``sources`` by stage and says how rows are read (:meth:`load`) and batched (:meth:`loader`). Its
-    training loader goes on from a checkpoint at the exact next batch, see :class:`~frpo.data.loader.TrainingLoader`.
+    A subclass says how rows are read (:meth:`load`) and by which loaders they are batched (:attr:`training`,
+    :attr:`ordered`). Training goes on from a checkpoint at the exact next batch, see
+    :class:`~frpo.data.loader.TrainingLoader`.
+
+    Args:
+        sources: By stage; null where there is none.
+        batch_size: Rows per rank and step.
+        val_batch_size: Rows of validation and test per rank and batch; null takes ``batch_size``.
+        shuffle: Permute the training rows in every epoch.
+        seed: Of those permutations.
     """
+
+    training: ClassVar[type[TrainingLoader[Any, Any]]]
+    """The stream of training rows."""
+    ordered: ClassVar[type[OrderedLoader[Any, Any]]]
+    """One pass over rows of validation or test."""
 
     dropped: dict[str, int]
     """Rows left out for their length, by stage (``train``, ``val``, ``test``)."""
@@ -62,9 +71,22 @@ class RowsDataModule(LightningDataModule):
     packing: bool
     """Whether a row of a batch holds several demonstrations."""
 
-    def __init__(self, sources: Mapping[Stage, Source | None]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[Stage, Source | None],
+        *,
+        batch_size: int,
+        val_batch_size: int | None,
+        seed: int,
+        shuffle: bool = True,
+    ) -> None:
         super().__init__()
+        name = type(self).__name__
         self.sources = sources
+        self.batch_size = require.number(f"{name}.batch_size", batch_size, at_least=1)
+        require.number(f"{name}.val_batch_size", val_batch_size, at_least=1)
+        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
+        self.seed, self.shuffle = require.seed(f"{name}.seed", seed), shuffle
         self.dropped = {}
         self.max_tokens, self.packing = 0, False
         self._train: TrainingLoader[Any, Any] | None = None
@@ -74,13 +96,18 @@ class RowsDataModule(LightningDataModule):
     def load(self, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         """Read and tokenize the rows of ``stage``; each has a ``prompt``."""
 
-    @abstractmethod
-    def training_loader(self, rows: list[Any], *, pad_token_id: int, **ranks: int) -> TrainingLoader[Any, Any]:
-        """The stream over ``rows``; ``ranks`` are world_size and rank."""
+    def stream(self) -> dict[str, Any]:
+        """What :attr:`training` takes beside rows, batch size, order and ranks."""
+        return {}
 
-    @abstractmethod
-    def ordered_loader(self, rows: list[Any], *, pad_token_id: int, **ranks: int) -> OrderedLoader[Any, Any]:
-        """One pass over ``rows``; ``ranks`` are world_size and rank."""
+    def training_loader(self, rows: list[Any], **cut: int) -> TrainingLoader[Any, Any]:
+        """The stream over ``rows``; ``cut`` is the padding token, and which rank of how many this is."""
+        stream = {"shuffle": self.shuffle, **self.stream(), **cut}
+        return self.training(rows, batch_size=self.batch_size, seed=self.seed, **stream)
+
+    def ordered_loader(self, rows: list[Any], **cut: int) -> OrderedLoader[Any, Any]:
+        """One pass over ``rows``; ``cut`` as for :meth:`training_loader`."""
+        return self.ordered(rows, batch_size=self.val_batch_size, **cut)
 
     def prepare_data(self) -> None:
         """Let the sources fetch what they read, on one process of each machine."""
@@ -175,28 +202,44 @@ class RowsDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and self._train is not None:
             self._train.load_state_dict(state_dict["train"])
 
+    def short(
+        self,
+        stage: str,
+        rows: Sequence[Row],
+        lengths: Sequence[int],
+        *,
+        limit: int,
+        option: str,
+        noun: str,
+        refuse: str = "",
+    ) -> list[Row]:
+        """The rows of up to ``limit`` tokens, the value of ``option``; the others are left out, with a warning.
+
+        Raises ``ValueError`` where none is left, or where any is too long and ``refuse`` says what to write instead.
+        """
+        kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+        long = len(rows) - len(kept)
+        found = (
+            f"{stage}: {long} of {len(rows)} {noun} ({long / max(len(rows), 1):.1%}) are longer than {option}={limit} "
+            f"tokens, the longest has {max(lengths, default=0)}, the shortest {min(lengths, default=0)}"
+        )
+        if long and refuse:
+            raise ValueError(f"{found}; raise `{option}` or write `{refuse}`")
+        self.leave_out(stage, len(rows), len(kept), found, f"raise `{option}`")
+        return kept
+
+    def leave_out(self, stage: str, read: int, kept: int, found: str, remedy: str) -> None:
+        """Count the rows that were left out and warn of them; raise ``ValueError`` where none is left."""
+        self.dropped[stage] = read - kept
+        if not kept:
+            raise ValueError(f"{found}: none is left; {remedy}, or give a source with rows")
+        if kept < read:
+            self.warn(f"{found}; they are left out")
+
     def warn(self, text: str) -> None:
         """Log a warning, once a run."""
         if self.trainer is not None and self.trainer.is_global_zero:
             log.warning(text)
-
-
-def check_choices(*, seed: int, **at_least_one: int | None) -> None:
-    """Refuse a seed or a number out of range. None is a number that was left out."""
-    for name, value in at_least_one.items():
-        require.number(name, value, at_least=1)
-    require.seed("seed", seed)
-
-
-def too_long(stage: Stage, noun: str, lengths: Sequence[int], limit: int, option: str) -> str | None:
-    """The words for rows longer than ``limit`` tokens, None where no row is."""
-    long = sum(length > limit for length in lengths)
-    if not long:
-        return None
-    return (
-        f"{stage}: {long} of {len(lengths)} {noun} ({long / len(lengths):.1%}) are longer than "
-        f"{option}={limit} tokens, the longest has {max(lengths)}"
-    )
 
 
 class Unconverted:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frpo.data.rows import Row, clip, kind, nearest
+from frpo.data.rows import Row, clip, did_you_mean, kind
 
 MAX_LINE_BYTES = 16 * 2**20  # a longer line is a file of another kind, not a prompt
 MAX_JSON_BYTES = 512 * 2**20  # .json has to be parsed whole
@@ -53,7 +53,7 @@ def check_file(path: Path) -> None:
         beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         where = "" if path.parent.is_dir() else f" The folder {path.parent} does not exist either."
         raise FileNotFoundError(
-            f"no file at {path.absolute()}.{nearest(path.name, beside)}{where} "
+            f"no file at {path.absolute()}.{did_you_mean(path.name, beside)}{where} "
             "Give `path` relative to the working folder, or absolute."
         )
     if path.stat().st_size == 0:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from frpo.data.loader import EvaluationLoader
+from frpo.data.prompts.batch import EvaluationLoader
 from frpo.evaluation.kl import FrozenModels, sequence_kl
 from frpo.evaluation.records import Row, quantities
 from frpo.evaluation.suite import KL, Suite

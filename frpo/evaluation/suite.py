@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
-from frpo.data.prompts.encoding import EncodedPrompt, encode
+from frpo.data.prompts.batch import EncodedPrompt, encode
 from frpo.data.prompts.sources import PromptSource
 from frpo.rewards.base import Reward
 from frpo.rollouts.in_process import InProcessSampler

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from frpo.data.conversation import MAX_LENGTH
+from frpo.data.conversation import pad_right
 from frpo.models.loading import reading
 from frpo.models.policy import DTYPES, Policy, disable_dropout
 from frpo.models.saving import logit_difference, new_directory, probe_logits, require_reloaded, save_tokenizer
 
+MAX_LENGTH = "frpo_max_length"
+"""Key of a classifier's config.json: the tokens a conversation had at most in training."""
 # Adding an adapter to the weights reorders float32 sums.
 MERGE_TOLERANCE = 1e-3
 
@@ -153,3 +156,11 @@ def _replace(new: Path, out: Path) -> None:
         out.rename(earlier)
     new.rename(out)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def classifier_logits(model: Any, rows: list[list[int]]) -> Tensor:
+    """Outputs [N, classes] of a sequence classifier for ``N`` rows of ids, in float32 or wider."""
+    input_ids, mask = pad_right(rows, model.config.get_text_config().pad_token_id or 0)
+    device = model.device
+    logits = model(input_ids=input_ids.to(device), attention_mask=mask.long().to(device)).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -9,10 +9,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
-from frpo.data.conversation import classifier_logits
-from frpo.data.preferences.module import EncodedExample, JudgedBatch
+from frpo.data.preferences.batch import EncodedExample, JudgedBatch
 from frpo.foundation import require
-from frpo.models.scorer import Scorer, save_scorer
+from frpo.models.scorer import Scorer, classifier_logits, save_scorer
 from frpo.modules.averages import Averages
 from frpo.modules.policy_module import PolicyModule
 from frpo.modules.precision import float32_by_default

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from frpo.data.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
+from frpo.data.conversation import ConversationEncoder
 from frpo.foundation import require
 from frpo.models.loading import reading
+from frpo.models.scorer import MAX_LENGTH, classifier_logits
 from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
 from frpo.types import Completion, Judgement
 

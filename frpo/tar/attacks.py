@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frpo.data.demonstrations.encoding import EncodedDemonstration
-from frpo.data.demonstrations.module import SupervisedBatch, collate_demonstrations
-from frpo.data.demonstrations.source import DemonstrationSource
+from frpo.data.demonstrations.batch import EncodedDemonstration, SupervisedBatch, collate_demonstrations
+from frpo.data.demonstrations.sources import DemonstrationSource
 from frpo.data.loader import OrderedLoader, TrainingLoader, permutation
 from frpo.foundation import require
 from frpo.types import Prompt

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from frpo.data.demonstrations.module import SupervisedBatch
+from frpo.data.demonstrations.batch import SupervisedBatch
 from frpo.foundation import require
 from frpo.functional.likelihood import completion_nll
 from frpo.functional.logprobs import token_full_kl

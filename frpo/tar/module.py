@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from frpo.data.demonstrations.module import SupervisedBatch
+from frpo.data.demonstrations.batch import SupervisedBatch
 from frpo.foundation import require
 from frpo.functional.likelihood import completion_nll
 from frpo.models.policy import Policy

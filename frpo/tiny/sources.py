@@ -6,7 +6,7 @@ import random
 from itertools import chain, islice, zip_longest
 from typing import Literal
 
-from frpo.data.demonstrations.source import DemonstrationSource
+from frpo.data.demonstrations.sources import DemonstrationSource
 from frpo.data.prompts.sources import PromptSource
 from frpo.foundation import require
 from frpo.tiny.arithmetic import Problem, problems

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from transformers import masking_utils
 
-from frpo.data.demonstrations.encoding import encode_demonstrations
-from frpo.data.demonstrations.module import SupervisedDataModule, collate_demonstrations
+from frpo.data.demonstrations.batch import collate_demonstrations, encode_demonstrations
+from frpo.data.demonstrations.module import SupervisedDataModule
 from frpo.functional.likelihood import completion_nll
 from frpo.models.checkpoint import load_policy
 from frpo.models.policy import LoRA, Policy

@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from frpo.data.conversation import ConversationEncoder
-from frpo.data.preferences.module import JudgedDataModule, collate, encode
+from frpo.data.preferences.batch import collate, encode
+from frpo.data.preferences.module import JudgedDataModule
 from frpo.data.preferences.sources import JudgedExample, JudgedSource
 from frpo.models.policy import LoRA, Policy
 from frpo.models.scorer import Scorer

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from toy_models import build_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from frpo.data.demonstrations.module import SupervisedBatch
+from frpo.data.demonstrations.batch import SupervisedBatch
 from frpo.models.checkpoint import load_policy
 from frpo.models.policy import LoRA, Policy
 from frpo.models.reference import AdapterDisabled

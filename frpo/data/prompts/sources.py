@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,14 @@ from typing import Any
 
 from frpo.data.readers import read_rows
 from frpo.data.rows import Row, clip, json_value, kind, missing_column, read_messages
+from frpo.data.sources import Joined, Source
 from frpo.types import Prompt
 
 MAX_LISTED = 20  # distinct values named in one message
 
 
-class PromptSource(ABC):
+class PromptSource(Source):
     """A finite list of prompts in a fixed order. Constructors are cheap: rows are read in :meth:`prompts`."""
-
-    def prepare(self) -> None:  # noqa: B027 - most sources have nothing to fetch
-        """Fetch what :meth:`prompts` reads. Called first, on one process of each machine."""
 
     @abstractmethod
     def prompts(self) -> Sequence[Prompt]:
@@ -236,7 +234,7 @@ class HubSource(TableSource):
         return datasets.load_dataset(self.dataset, name=self.subset, split=self.split, revision=self.revision)
 
 
-class JoinedSource(PromptSource):
+class JoinedSource(Joined[PromptSource], PromptSource):
     """The prompts of several sources, one source after the other.
 
     Args:
@@ -244,14 +242,7 @@ class JoinedSource(PromptSource):
     """
 
     def __init__(self, sources: list[PromptSource]) -> None:
-        if not sources:
-            raise ValueError("JoinedSource.sources is empty; expected at least one source")
-        self.sources = sources
-
-    def prepare(self) -> None:
-        """Let every source fetch what it reads."""
-        for source in self.sources:
-            source.prepare()
+        super().__init__(sources)
 
     def prompts(self) -> list[Prompt]:
         """Read every source. Raises ``ValueError`` where two of them use the same id."""

@@ -1,4 +1,4 @@
-"""Prompts through the chat template and the tokenizer, and into padded batches."""
+"""Prompts through the chat template and the tokenizer, into padded batches, and handed out to the ranks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jinja2.exceptions import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from frpo.data.loader import OrderedLoader, TrainingLoader
 from frpo.types import Prompt, PromptBatch
 
 
@@ -73,3 +74,27 @@ def collate(rows: Sequence[EncodedPrompt], positions: Sequence[int], pad_token_i
         mask=mask,
         position=torch.tensor(positions, dtype=torch.int64),
     )
+
+
+class PromptLoader(TrainingLoader[EncodedPrompt, PromptBatch]):
+    """The training stream of prompts, padded on the left.
+
+    ``PromptBatch.position`` is ``epoch * rows + index in the epoch's order``: never the same twice in a run,
+    whatever the batch size.
+    """
+
+    noun = "prompts"
+
+    def collate(self, rows: list[EncodedPrompt], positions: list[int]) -> PromptBatch:
+        """See :func:`collate`."""
+        return collate(rows, positions, self.pad_token_id)
+
+
+class EvaluationLoader(OrderedLoader[EncodedPrompt, PromptBatch]):
+    """One pass over prompts. ``PromptBatch.position`` is the row number."""
+
+    noun = "prompts"
+
+    def collate(self, rows: list[EncodedPrompt], positions: list[int]) -> PromptBatch:
+        """See :func:`collate`."""
+        return collate(rows, positions, self.pad_token_id)

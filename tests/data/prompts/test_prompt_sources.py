@@ -181,7 +181,7 @@ def test_joined_sources_follow_each_other(tmp_path: Path) -> None:
     assert [prompt.id for prompt in joined.prompts()] == ["a:0", "b:0", "b:1"]
     with pytest.raises(ValueError, match="joined sources: 1 ids stand for more than one prompt, the first 'a:0'"):
         JoinedSource([first, first]).prompts()
-    with pytest.raises(ValueError, match=r"JoinedSource\.sources is empty"):
+    with pytest.raises(ValueError, match=r"JoinedSource\.sources: got \[\]"):
         JoinedSource([])
 
 
