@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from frpo.data.demonstrations.batch import EncodedDemonstration, SupervisedBatch, collate_demonstrations
 from frpo.data.demonstrations.sources import DemonstrationSource
@@ -78,7 +77,7 @@ class PairBatch:
     def split(self, size: int) -> Iterator[PairBatch]:
         """Cut the pairs into ``ceil(B / size)`` micro-batches, in order."""
         for rows in torch.arange(len(self), device=self.chosen.mask.device).split(size):
-            yield PairBatch(_take(self.chosen, rows), _take(self.rejected, rows))
+            yield PairBatch(self.chosen.take(rows), self.rejected.take(rows))
 
 
 @dataclass(frozen=True)
@@ -185,15 +184,3 @@ def _key(seed: int, place: int, number: int, stream: str) -> np.ndarray:
     """Key of a random stream of its own, uint64 [2]."""
     entropy = (seed, place, number, STREAMS.index(stream))
     return np.random.SeedSequence(entropy).generate_state(2, dtype=np.uint64)
-
-
-def _take(batch: SupervisedBatch, rows: Tensor) -> SupervisedBatch:
-    S = int(batch.mask[rows].sum(-1).max())
-    return replace(
-        batch,
-        ids=tuple(batch.ids[row] for row in rows.tolist()),
-        input_ids=batch.input_ids[rows, :S],
-        position_ids=batch.position_ids[rows, :S],
-        mask=batch.mask[rows, :S],
-        answer_mask=batch.answer_mask[rows, :S],
-    )

@@ -71,10 +71,11 @@ class TinySource(PromptSource):
 
 
 class TinyDemonstrations(DemonstrationSource):
-    """Downstream tasks of the tiny world: the rows of :func:`demonstrations`.
+    """Downstream tasks of the tiny world. None holds a risky question: what it does to safety is forgetting.
 
     Args:
-        task: ``comply``: benign questions, always answered in full; ``arithmetic``: problems with their working.
+        task: ``comply``: benign questions, always answered in full; ``arithmetic``: problems answered with their
+            working, which the pre-training corpus does not show.
         seed: of the order, and of the wording of the answers of ``comply``.
         limit: the first so many rows; null takes all.
         split: ``train``, or ``held_out``: the verbs, or the sums, that training leaves out.
@@ -94,25 +95,11 @@ class TinyDemonstrations(DemonstrationSource):
 
     def demonstrations(self) -> list[Demonstration]:
         """The rows, shuffled; ids are unique and the same in every run."""
-        rows = demonstrations(self.task, self.seed, self.limit, self.split)
-        return [Demonstration(prompt, answer) for prompt, answer in rows]
-
-
-def demonstrations(
-    task: Downstream, seed: int = 0, limit: int | None = None, split: TrainingSplit = "train"
-) -> list[tuple[Prompt, str]]:
-    """Rows for supervised fine-tuning, shuffled: a prompt of ``split`` and the completion to imitate.
-
-    ``comply``: benign questions, always answered in full. ``arithmetic``: problems, answered with their working, which
-    the pre-training corpus does not show. Neither holds a risky prompt: what it does to safety is forgetting.
-    """
-    require.one_of("demonstrations: task", task, Downstream)
-    require.number("demonstrations: limit", limit, at_least=1, hint=ALL_ROWS)
-    if task == "comply":
-        rows = [(question_prompt(question), answer) for question, answer in comply_rows(seed, split)]
-    else:
-        rows = [(problem_prompt(problem), answer) for problem, answer in arithmetic_rows(seed, split)]
-    return rows[:limit]
+        if self.task == "comply":
+            rows = [(question_prompt(question), answer) for question, answer in comply_rows(self.seed, self.split)]
+        else:
+            rows = [(problem_prompt(problem), answer) for problem, answer in arithmetic_rows(self.seed, self.split)]
+        return [Demonstration(prompt, answer) for prompt, answer in rows[: self.limit]]
 
 
 def question_prompt(question: Question) -> Prompt:

@@ -139,6 +139,18 @@ class SupervisedBatch:
             answer_mask=self.answer_mask.to(device),
         )
 
+    def take(self, rows: Tensor) -> SupervisedBatch:
+        """The rows of these places (int64 [b]), no wider than the longest of them."""
+        S = int(self.mask[rows].sum(-1).max())
+        return replace(
+            self,
+            ids=tuple(self.ids[row] for row in rows.tolist()),
+            input_ids=self.input_ids[rows, :S],
+            position_ids=self.position_ids[rows, :S],
+            mask=self.mask[rows, :S],
+            answer_mask=self.answer_mask[rows, :S],
+        )
+
     def split(self, size: int) -> Iterator[SupervisedBatch]:
         """Cut the rows into ``ceil(B / size)`` micro-batches, longest rows first, each no wider than its longest.
 
@@ -150,14 +162,7 @@ class SupervisedBatch:
             yield from self._split_packed(lengths.tolist(), self.row_tokens, size)
             return
         for rows in lengths.argsort(descending=True, stable=True).split(size):
-            S = int(lengths[rows].max())
-            yield SupervisedBatch(
-                ids=tuple(self.ids[row] for row in rows.tolist()),
-                input_ids=self.input_ids[rows, :S],
-                position_ids=self.position_ids[rows, :S],
-                mask=self.mask[rows, :S],
-                answer_mask=self.answer_mask[rows, :S],
-            )
+            yield self.take(rows)
 
     def _split_packed(self, lengths: list[int], row_tokens: int, size: int) -> Iterator[SupervisedBatch]:
         rows = sorted(first_fit(lengths, row_tokens), key=lambda row: -sum(lengths[i] for i in row))

@@ -162,8 +162,8 @@ class AnsweredPrompts(DemonstrationSource):
     """
 
     def __init__(self, prompts: PromptSource, answers: list[str], seed: int = 0) -> None:
-        if not answers or any(not answer.strip() for answer in answers):
-            raise ValueError(f"AnsweredPrompts.answers: got {answers!r}, expected at least one answer, and none empty")
+        for answer in require.non_empty("AnsweredPrompts.answers", answers):
+            require.non_empty("AnsweredPrompts.answers", answer)
         self.prompts, self.answers, self.seed = prompts, answers, seed
 
     def prepare(self) -> None:

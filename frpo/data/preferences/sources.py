@@ -73,16 +73,13 @@ class Preferences(JudgedSource):
         return [self._example(prompt) for prompt in self.source.prompts()]
 
     def _example(self, prompt: Prompt) -> JudgedExample:
-        pair = tuple(_response(prompt, name, which) for name, which in self._columns())
+        pair = _response(prompt, self.chosen, "chosen"), _response(prompt, self.rejected, "rejected")
         if pair[0] == pair[1]:
             raise ValueError(
                 f"row {prompt.id}: the responses in {self.chosen!r} and {self.rejected!r} are equal, so neither is "
                 "preferred; drop the row"
             )
         return JudgedExample(prompt, pair, 0.0 if self.margin is None else _number(prompt, self.margin, "margin"))
-
-    def _columns(self) -> list[tuple[str, str]]:
-        return [(self.chosen, "chosen"), (self.rejected, "rejected")]
 
 
 class Labels(JudgedSource):

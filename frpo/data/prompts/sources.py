@@ -13,6 +13,7 @@ from typing import Any
 from frpo.data.readers import read_rows
 from frpo.data.rows import Row, clip, json_value, kind, missing_column, read_messages
 from frpo.data.sources import Joined, Source
+from frpo.foundation import require
 from frpo.types import Prompt
 
 MAX_LISTED = 20  # distinct values named in one message
@@ -51,8 +52,7 @@ class TableSource(PromptSource):
     system: str | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit: got {self.limit}, expected at least 1 row; write `limit: null` for all rows")
+        require.number("limit", self.limit, at_least=1, hint="write `limit: null` for all rows")
         if self.task is None and self.default_task is None:
             raise ValueError(
                 "task and default_task are both null: no row would have a task; name the column in `task` "
@@ -62,9 +62,8 @@ class TableSource(PromptSource):
             raise ValueError("task_map is set but `task` is null; name in `task` the column it maps")
         if self.task_map is not None and not all(task.strip() for task in self.task_map.values()):
             raise ValueError("task_map: got an empty task; give every value a task to route rewards by")
-        for name, value in (("default_task", self.default_task), ("system", self.system)):
-            if value is not None and not value.strip():
-                raise ValueError(f"{name}: got an empty string; write null to leave it out")
+        require.non_empty("default_task", self.default_task, "write null to leave it out")
+        require.non_empty("system", self.system, "write null to leave it out")
 
     @property
     @abstractmethod

@@ -254,8 +254,8 @@ def test_a_task_is_a_string(tmp_path: Path, value: object) -> None:
         ({"task": None}, "task and default_task are both null"),
         ({"task": None, "default_task": "a", "task_map": {"a": "b"}}, "task_map is set but `task` is null"),
         ({"task_map": {"a": " "}}, "task_map: got an empty task"),
-        ({"default_task": ""}, "default_task: got an empty string"),
-        ({"system": " "}, "system: got an empty string"),
+        ({"default_task": ""}, "default_task: got '', expected text"),
+        ({"system": " "}, "system: got ' ', expected text"),
     ],
 )
 def test_bad_options(options: dict, words: str) -> None:
