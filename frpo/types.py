@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -62,7 +62,16 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class PromptBatch:
+class Batch:
+    """A record of tensors that moves to a device as a whole."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with its tensors on ``device``, those of batches in it too."""
+        return replace(self, **{part.name: _moved(getattr(self, part.name), device) for part in fields(self)})
+
+
+@dataclass(frozen=True)
+class PromptBatch(Batch):
     """``P`` tokenised prompts, padded on the left.
 
     Shapes: ``input_ids`` int64 [P, L]; ``mask`` bool [P, L], True on prompt tokens; ``position`` int64 [P], the
@@ -87,15 +96,6 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    def to(self, device: torch.device | str) -> PromptBatch:
-        """Return the batch with its tensors on ``device``."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            mask=self.mask.to(device),
-            position=self.position.to(device),
-        )
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,12 @@ class StepRecord:
     stage: Stage
     step: int
     scored: ScoredBatch
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    return value.to(device) if isinstance(value, Tensor | Batch) else value
 
 
 def _shape(name: str, tensor: Tensor, expected: Sequence[int | None], dtype: torch.dtype | None = None) -> None:

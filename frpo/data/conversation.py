@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from frpo.types import Completion
@@ -72,7 +73,7 @@ def broken_up(text: str, tokens: Sequence[str]) -> str:
 def pad_right(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Ids int64 [N, L] and mask bool [N, L] of ``N`` rows, padded on the right to the longest."""
     lengths = torch.tensor([len(ids) for ids in rows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    input_ids = torch.full(mask.shape, pad_token_id)
-    input_ids[mask] = torch.tensor([token for ids in rows for token in ids])
-    return input_ids, mask
+    input_ids = pad_sequence(
+        [torch.tensor(ids, dtype=torch.int64) for ids in rows], batch_first=True, padding_value=pad_token_id
+    )
+    return input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None]

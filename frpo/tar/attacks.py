@@ -7,7 +7,7 @@ in the training stream, so that a resumed run makes the attacks of one that was 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from frpo.data.demonstrations.batch import EncodedDemonstration, SupervisedBatch
 from frpo.data.demonstrations.sources import DemonstrationSource
 from frpo.data.loader import OrderedLoader, TrainingLoader, permutation
 from frpo.foundation import require
-from frpo.types import Prompt
+from frpo.types import Batch, Prompt
 
 STREAMS = ("choice", "attack", "pairs")
 """What is drawn for an attack, each from random numbers of its own."""
@@ -61,7 +61,7 @@ class EncodedPair:
 
 
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(Batch):
     """``B`` pairs: row b of ``chosen`` and row b of ``rejected`` answer one prompt."""
 
     chosen: SupervisedBatch
@@ -70,10 +70,6 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def to(self, device: torch.device | str) -> PairBatch:
-        """Return the batch with its tensors on ``device``."""
-        return PairBatch(self.chosen.to(device), self.rejected.to(device))
-
     def split(self, size: int) -> Iterator[PairBatch]:
         """Cut the pairs into ``ceil(B / size)`` micro-batches, in order."""
         for rows in torch.arange(len(self), device=self.chosen.mask.device).split(size):
@@ -81,7 +77,7 @@ class PairBatch:
 
 
 @dataclass(frozen=True)
-class AttackBatch:
+class AttackBatch(Batch):
     """One simulated attack: the attacker's learning rate, its K batches, and the pairs that are held against it."""
 
     name: str
@@ -89,13 +85,9 @@ class AttackBatch:
     batches: tuple[SupervisedBatch, ...]
     pairs: PairBatch
 
-    def to(self, device: torch.device | str) -> AttackBatch:
-        """Return the batch with its tensors on ``device``."""
-        return replace(self, batches=tuple(b.to(device) for b in self.batches), pairs=self.pairs.to(device))
-
 
 @dataclass(frozen=True)
-class TamperBatch:
+class TamperBatch(Batch):
     """What one outer step sees: its attacks, and the rows to keep."""
 
     attacks: tuple[AttackBatch, ...]
@@ -103,10 +95,6 @@ class TamperBatch:
 
     def __len__(self) -> int:
         return len(self.retain)
-
-    def to(self, device: torch.device | str) -> TamperBatch:
-        """Return the batch with its tensors on ``device``."""
-        return TamperBatch(tuple(attack.to(device) for attack in self.attacks), self.retain.to(device))
 
 
 class TamperLoader(TrainingLoader[EncodedDemonstration, TamperBatch]):

@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from frpo.foundation import require
 from frpo.models.policy import DTYPES, LoRA, Policy
-from frpo.tiny import world
 from frpo.tiny.corpus import pretraining_rows, vocabulary
 
 BATCH_SIZE = 64
@@ -194,7 +193,7 @@ def _one_thread_seeded(seed: int) -> Iterator[None]:
 
 def _fingerprint(seed: int, steps: int) -> str:
     """A name for all that the files depend on: settings, code of the tiny world, versions."""
-    sources = [Path(__file__), *sorted(Path(world.__file__).parent.glob("*.py"))]
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(f"{seed} {steps} {torch.__version__} {transformers.__version__}".encode())
     for source in sources:
         digest.update(source.read_bytes())

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from frpo.data.loader import OrderedLoader, TrainingLoader, permutation
 from frpo.data.prompts.batch import EncodedPrompt, encode
-from frpo.types import Demonstration, Prompt
+from frpo.types import Batch, Demonstration, Prompt
 
 MEGA_BATCHES = 50
 """Steps among whose rows ``group_by_length`` sorts: more give batches of more equal lengths, fewer a better shuffle."""
@@ -101,7 +101,7 @@ def _ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 @dataclass(frozen=True)
-class SupervisedBatch:
+class SupervisedBatch(Batch):
     """``B`` rows of ``S`` tokens, each a prompt and the answer to imitate, padded on the right.
 
     Shapes: ``input_ids`` and ``position_ids`` int64 [B, S]; ``mask`` bool [B, S], True on tokens; ``answer_mask`` bool
@@ -128,16 +128,6 @@ class SupervisedBatch:
     def tokens(self) -> int:
         """Tokens to imitate."""
         return int(self.answer_mask.sum())
-
-    def to(self, device: torch.device | str) -> SupervisedBatch:
-        """Return the batch with its tensors on ``device``."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            position_ids=self.position_ids.to(device),
-            mask=self.mask.to(device),
-            answer_mask=self.answer_mask.to(device),
-        )
 
     def take(self, rows: Tensor) -> SupervisedBatch:
         """The rows of these places (int64 [b]), no wider than the longest of them."""
@@ -201,15 +191,10 @@ def collate_demonstrations(
     rows: list[EncodedDemonstration], pad_token_id: int, row_tokens: int | None = None
 ) -> SupervisedBatch:
     """Pad rows on the right to the longest of them; ``row_tokens`` as in :class:`SupervisedBatch`."""
-    B, S = len(rows), max(len(row.ids) for row in rows)
-    input_ids = torch.full((B, S), pad_token_id, dtype=torch.int64)
-    mask = torch.zeros(B, S, dtype=torch.bool)
-    answer_mask = torch.zeros(B, S, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        input_ids[b, : len(row.ids)] = row.ids
-        mask[b, : len(row.ids)] = True
-        answer_mask[b, row.answer_start : len(row.ids)] = True
-    positions = torch.arange(S).expand(B, S).contiguous()
+    input_ids = pad_sequence([row.ids for row in rows], batch_first=True, padding_value=pad_token_id)
+    positions = torch.arange(input_ids.shape[1]).expand_as(input_ids).contiguous()
+    mask = positions < torch.tensor([len(row.ids) for row in rows])[:, None]
+    answer_mask = mask & (positions >= torch.tensor([row.answer_start for row in rows])[:, None])
     ids = tuple(row.prompt.id for row in rows)
     return SupervisedBatch(ids, input_ids, positions, mask, answer_mask, row_tokens)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from frpo.data.conversation import ConversationEncoder
 from frpo.data.loader import OrderedLoader, TrainingLoader
 from frpo.data.preferences.sources import JudgedExample
-from frpo.types import Prompt
+from frpo.types import Batch, Prompt
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EncodedExample:
 
 
 @dataclass(frozen=True)
-class JudgedBatch:
+class JudgedBatch(Batch):
     """``N`` examples of ``K`` responses. ``targets`` is float32 [N]; ``rows[n].ids[k]`` is not padded yet.
 
     Example: two pairs give two rows of two lists of ids, and ``targets`` [2] of margins.
@@ -39,10 +39,6 @@ class JudgedBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def to(self, device: torch.device | str) -> JudgedBatch:
-        """The batch with its tensors on ``device``."""
-        return replace(self, targets=self.targets.to(device))
 
 
 def encode(examples: Sequence[JudgedExample], encoder: ConversationEncoder) -> list[EncodedExample]:
