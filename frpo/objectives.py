@@ -1,6 +1,6 @@
 """Objectives: log-probabilities and rewards of a group in, loss and metrics out.
 
-Every objective here depends on the policy only through one number a completion, the mean clipped ratio a_i, and is a
+Every objective here depends on the policy only through one number per completion, the mean clipped ratio a_i, and is a
 function of the group's a_1..a_G and rewards. That is what makes micro-batching exact: the gradient of a batch is
 sum_i (dL/da_i) grad a_i, with coefficients known for the whole group before any micro-batch is run.
 """
@@ -177,7 +177,7 @@ class FRPO(Objective):
         estimator: of the log-mean; a group needs 2 completions under the jackknife.
         baseline: subtract mean_i a_i, a control variate of expectation 1 (without it training is far noisier).
         clip_low, clip_high: token or sequence ratios are clipped to [1 - clip_low, 1 + clip_high].
-        ratio: ``token``, one ratio a token, averaged over the completion; ``sequence``, one from the mean log-ratio.
+        ratio: ``token``, one ratio per token, averaged over the completion; ``sequence``, one from the mean log-ratio.
         clip: ``reference`` takes the lower of clipped and unclipped ratio always, as the released trainer does; ``ppo``
             takes the pessimistic side by the sign of the completion's coefficient, for several passes over a rollout.
     """

@@ -24,7 +24,7 @@ class Schedule(ABC):
         """The value at optimiser step ``step`` (0 for the first)."""
 
     def observe(self, *, kl: float, rewards: Tensor, reward_mask: Tensor) -> None:  # noqa: B027
-        """See a finished step: mean KL to the reference in nats a token, rewards and their mask [P, G].
+        """See a finished step: mean KL to the reference in nats per token, rewards and their mask [P, G].
 
         The values are those of all ranks, so that every rank's schedule stays the same.
         """
@@ -103,7 +103,7 @@ class Cosine(_Curve):
 class AdaptiveKL(Schedule):
     """Beta that steers the KL to ``target``: ``beta *= 1 + gain * clip(KL/target - 1, -0.2, 0.2)``.
 
-    Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. KL and target are in nats a token.
+    Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. KL and target are in nats per token.
     """
 
     def __init__(self, initial: float, target: float, gain: float = 0.1) -> None:
@@ -143,7 +143,7 @@ class KLBudget(Schedule):
     budget is out of reach lambda falls towards ``minimum``.
 
     Args:
-        rho: budget in nats a completion, > 0.
+        rho: budget in nats per completion, > 0.
         initial: lambda until the first rewards are seen.
         window: groups remembered.
         smoothing: share of the way (in log lambda) taken each step, in (0, 1].

@@ -92,7 +92,7 @@ class TinyPolicy(Policy):
 
 
 def pretrain(out_dir: str | Path, seed: int, steps: int) -> float:
-    """Pre-train the tiny policy into a Hugging Face directory; returns the last step's loss in nats a token.
+    """Pre-train the tiny policy into a Hugging Face directory; returns the last step's loss in nats per token.
 
     Next-token loss on question and answer, AdamW, cosine decay after a short warm-up. It runs on one CPU thread, and
     the same arguments give the same bytes on one machine. The global random state and the number of threads are left
@@ -108,7 +108,7 @@ def pretrain(out_dir: str | Path, seed: int, steps: int) -> float:
         raise RuntimeError(f"tiny policy: pre-training ended with loss {loss}, expected a finite number")
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
-    print(f"tiny policy: final loss {loss:.3f} nats a token", file=sys.stderr)
+    print(f"tiny policy: final loss {loss:.3f} nats per token", file=sys.stderr)
     return loss
 
 

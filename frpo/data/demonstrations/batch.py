@@ -203,7 +203,7 @@ class DemonstrationLoader(TrainingLoader[EncodedDemonstration, SupervisedBatch])
     """The training stream of demonstrations.
 
     With ``group_by_length`` the rows of ``MEGA_BATCHES`` steps at a time are sorted by length within the permuted
-    order, and the batches of an epoch permuted. A run then goes on with the same number of rows a step only.
+    order, and the batches of an epoch permuted. A run then goes on with the same number of rows per step only.
     ``row_tokens`` has no influence on the stream: it is how the micro-batches of a batch are laid out.
     """
 

@@ -37,7 +37,7 @@ class JudgedSource(Source):
     """Rows for reward-model training. Constructors are cheap; files are read by :meth:`examples`."""
 
     responses: int
-    """Responses a row: 2 for pairs, 1 for labelled responses."""
+    """Responses per row: 2 for pairs, 1 for labelled responses."""
 
     @abstractmethod
     def examples(self) -> list[JudgedExample]:
