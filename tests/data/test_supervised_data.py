@@ -17,7 +17,7 @@ from frpo.data.demonstrations.module import SupervisedDataModule, collate_demons
 from frpo.data.prompts.encoding import encode
 from frpo.tiny import TinyDemonstrations
 from frpo.tiny.policy import build_tokenizer as tiny_tokenizer
-from frpo.types import Demonstration, Prompt
+from frpo.types import DataFacts, Demonstration, Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -156,6 +156,9 @@ class Reader(runs.L.LightningModule):
         self.automatic_optimization = False
         self.seen: list[list[str]] = []
         self.validated: list[str] = []
+
+    def on_data_read(self, facts: DataFacts) -> None:
+        self.facts = facts
 
     def training_step(self, batch, _) -> None:
         self.seen.append(list(batch.ids))
