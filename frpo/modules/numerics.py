@@ -44,9 +44,9 @@ def check_gradient(norm: Tensor) -> None:
         )
 
 
-def check_ratios(gap: Tensor, *, half: bool) -> None:
-    """On-policy every ratio is 1: ``gap`` [P, G] is the mean |log ratio| of sampler and trainer per completion."""
-    worst, tolerance = gap.mean().item(), RATIO_TOLERANCE[half]
+def check_ratios(log_ratios: Tensor, *, half: bool) -> None:
+    """On-policy every ratio of sampler and trainer is 1; ``log_ratios`` are those of all tokens."""
+    worst, tolerance = log_ratios.abs().mean().item(), RATIO_TOLERANCE[half]
     if not worst <= tolerance:
         raise RuntimeError(
             "self-check before the first update: log-probabilities of the sampler and of the training pass differ by "
@@ -56,7 +56,7 @@ def check_ratios(gap: Tensor, *, half: bool) -> None:
 
 
 def check_initial_kl(kl: Tensor, *, half: bool) -> None:
-    """Before the first update policy and reference are one: ``kl`` [P, G] is the mean token KL per completion."""
+    """Before the first update policy and reference are one; ``kl`` is that of all tokens."""
     worst, tolerance = kl.abs().mean().item(), KL_TOLERANCE[half]
     if not worst <= tolerance:
         raise RuntimeError(

@@ -230,7 +230,7 @@ class PolicyOptimization(PolicyModule):
                 self._self_check(update)
                 self._optimizer_step()
         record_update(self.train_averages, update, self.rho)
-        self.last_step = StepRecord("train", step, replace(scored, weights=update.first.coefficients))
+        self.last_step = StepRecord("train", step, replace(scored, weights=update.passes[0].coefficients))
         self._observe(update)
         self._log_training(step)
 
@@ -275,16 +275,16 @@ class PolicyOptimization(PolicyModule):
         """Before the first update, sampler, trainer and reference have to agree on the policy."""
         if self._self_checked:
             return
-        rollout = update.scored.rollout
+        rollout, first = update.scored.rollout, update.passes[0]
         half = "16" in str(self.trainer.precision) or self.policy.dtype in ("bfloat16", "float16")
-        check_ratios(masked_mean((rollout.logps - update.first.logps).abs(), rollout.mask), half=half)
+        check_ratios((rollout.logps - first.logps)[rollout.mask], half=half)
         if self.reference is not None and self.global_step == 0 and self.reference.starts_at_policy(self.policy):
-            check_initial_kl(masked_mean(update.first.kl, rollout.mask), half=half)
+            check_initial_kl(first.kl[rollout.mask], half=half)
         self._self_checked = True
 
     def _observe(self, update: RolloutUpdate) -> None:
         """Let the schedules see what all ranks saw: the KL before the update in nats per token, and the rewards."""
-        kl = self._mean_over_ranks(masked_mean(update.first.kl, update.scored.rollout.mask).mean()).item()
+        kl = self._mean_over_ranks(masked_mean(update.passes[0].kl, update.scored.rollout.mask).mean()).item()
         rewards, members = (self._all_ranks(x) for x in (update.scored.rewards, update.scored.reward_mask))
         for schedule in self.schedules().values():
             schedule.observe(kl=kl, rewards=rewards, reward_mask=members)

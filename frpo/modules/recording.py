@@ -28,17 +28,17 @@ def record_update(averages: Averages, update: RolloutUpdate, rho: float) -> None
     ``sampler_gap`` is the mean |log ratio| of sampler and trainer over a completion's tokens, over completions;
     ``clipped`` the share of clipped ratios in each optimiser step but the first; ``beta`` and ``lambda`` per rollout.
     """
-    rollout, objective = update.scored.rollout, update.objective
+    rollout, objective, first = update.scored.rollout, update.objective, update.passes[0]
     record_scored(averages, update.scored, rho)
     record_groups(averages, update)
-    averages.update("sampler_gap", masked_mean((rollout.logps - update.first.logps).abs(), rollout.mask))
+    averages.update("sampler_gap", masked_mean((rollout.logps - first.logps).abs(), rollout.mask))
     if update.token_pass.reference is not None:
-        record_kl(averages, update.first.kl, rollout.mask)
+        record_kl(averages, first.kl, rollout.mask)
     averages.update("beta", update.beta)
     if isinstance(objective, FRPO):
         averages.update("lambda", objective.lam)
-    for share in update.clipped:
-        averages.update("clipped", share)
+    for later in update.passes[1:]:
+        averages.update("clipped", objective.clipped_share(later.logps, rollout.mask, old_logps=first.logps))
     for before, after in update.sam_norms:
         averages.update("sam_norm_before", before)
         averages.update("sam_norm_after", after)

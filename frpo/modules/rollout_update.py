@@ -36,9 +36,9 @@ class Pass:
 class RolloutUpdate:
     """The gradients of the optimiser steps that are taken on one rollout.
 
-    In the ``first`` pass the policy is the one that drew the rollout, and every ratio is 1. Once the weights have
-    moved, ratios are taken to the log-probabilities of that pass. ``clipped`` has the share of clipped ratios in each
-    later step, ``sam_norms`` the norms of each gradient before and after the ascent.
+    In the first of its ``passes``, one per step, the policy is the one that drew the rollout, and every ratio is 1.
+    Once the weights have moved, ratios are taken to the log-probabilities of that pass. ``sam_norms`` are the norms of
+    each gradient before and after the ascent.
 
     Args:
         scored: the rollout and its rewards.
@@ -67,37 +67,26 @@ class RolloutUpdate:
         self.beta, self.num_groups, self.sam = beta, num_groups, sam
         self.batches = list(micro_batches(scored.rollout, micro_batch_size))
         self.upper = objective.upper_side(scored.rewards, scored.reward_mask)
-        self._first: Pass | None = None
-        self.clipped: list[Tensor] = []
+        self.passes: list[Pass] = []
         self.sam_norms: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def first(self) -> Pass:
-        """The pass before the first optimiser step, at the weights that drew the rollout."""
-        assert self._first is not None, "gradient() makes it"
-        return self._first
 
     def gradient(self) -> None:
         """Add the gradient of the next optimiser step to the policy's."""
-        if self._first is None:
-            self._first = self._accumulate()
-        else:
-            logps, mask = self._accumulate().logps, self.scored.rollout.mask
-            self.clipped.append(self.objective.clipped_share(logps, mask, old_logps=self._first.logps))
+        self.passes.append(self._accumulate())
         if self.sam is not None:
             self.sam_norms.append(self.sam.move_gradient(self.token_pass.policy, self._accumulate))
 
     def _accumulate(self) -> Pass:
         """Add the gradient at the present weights: coefficients first, then micro-batch after micro-batch."""
         rewards, members = self.scored.rewards, self.scored.reward_mask
-        ratios = None if self._first is None else self._ratios()
+        ratios = self._ratios() if self.passes else None
         coefficients = self.objective.coefficients(rewards, members, ratios, self.num_groups)
         check_coefficients(coefficients, rewards, [prompt.id for prompt in self.scored.rollout.prompts.prompts])
         return Pass(coefficients, *self._backward(coefficients))
 
     def _ratios(self) -> Tensor:
         """Off-policy, first pass: a_i of every sequence under the present weights, [P, G], without a graph."""
-        a = self.first.logps.new_ones(self.scored.rewards.numel())
+        a = self.passes[0].logps.new_ones(self.scored.rewards.numel())
         with torch.no_grad():
             for batch in self.batches:
                 a[batch.rows] = self._batch_ratios(self.token_pass(batch, with_reference=False).logps, batch)
@@ -128,6 +117,6 @@ class RolloutUpdate:
         return logps.view(P, G, T), kl.view(P, G, T)
 
     def _batch_ratios(self, logps: Tensor, batch: MicroBatch) -> Tensor:
-        old = None if self._first is None else self._first.logps.flatten(0, 1)[batch.rows, : batch.mask.shape[-1]]
+        old = self.passes[0].logps.flatten(0, 1)[batch.rows, : batch.mask.shape[-1]] if self.passes else None
         side = None if self.upper is None else self.upper.flatten()[batch.rows]
         return self.objective.ratios(logps, batch.mask, old_logps=old, upper=side)

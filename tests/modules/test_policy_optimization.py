@@ -18,8 +18,10 @@ from frpo.models.reference import AdapterDisabled, FrozenCopy, NamedAdapter
 from frpo.modules.micro_batches import check_forward, completion_logits, micro_batches
 from frpo.objectives import FRPO, GRPO
 from frpo.penalty import KLPenalty
+from frpo.rewards.router import Router
 from frpo.rollouts.in_process import InProcessSampler
 from frpo.schedules import AdaptiveKL, Constant, KLBudget, Linear
+from frpo.types import DataFacts
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -329,6 +331,12 @@ def test_metrics_stand_at_the_optimiser_step_of_their_rollout(model_dir: Path, t
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["train/reward"]] == ["0", "2", "4"]
     assert [row["step"] for row in rows if row["val/reward"]] == ["6"]
+
+
+def test_refuses_tasks_that_the_reward_cannot_score(model_dir: Path) -> None:
+    model = runs.module(model_dir, reward=Router({"even": runs.Graded()}))
+    with pytest.raises(ValueError, match="odd"):
+        model.on_data_read(DataFacts(frozenset({"even", "odd"})))
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def test_a_module_without_a_tokenizer(tmp_path: Path) -> None:
         training_step = Reader.training_step
         configure_optimizers = Reader.configure_optimizers
 
-    with pytest.raises(ValueError, match="Bare has no `tokenizer`"):
+    with pytest.raises(ValueError, match="Bare has no `tokenizer` and `on_data_read`"):
         trainer_of(tmp_path, max_epochs=1).fit(Bare(), datamodule=PromptDataModule(train=Listed(4), batch_size=2))
 
 
@@ -382,9 +382,10 @@ def test_the_shipped_fragments_read_the_published_layout(tmp_path: Path, shared_
     assert [prompt.task for prompt in val] == ["safety"] * 128 + ["normal"] * 128
 
 
-def test_the_module_hears_of_the_tasks_before_the_first_step(tmp_path: Path) -> None:
+def test_the_module_hears_of_the_data_before_the_first_step(tmp_path: Path) -> None:
     class Picky(Reader):
         def on_data_read(self, facts: DataFacts) -> None:
+            super().on_data_read(facts)
             raise ValueError(f"no reward for {sorted(facts.tasks)}")
 
     module = Picky()
@@ -392,6 +393,7 @@ def test_the_module_hears_of_the_tasks_before_the_first_step(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"no reward for \['a', 'b', 'c'\]"):
         trainer_of(tmp_path, max_epochs=1).fit(module, datamodule=data)
     assert module.seen == []
+    assert module.facts == DataFacts(frozenset("abc"), max_tokens=1024)
 
 
 def test_sources_are_prepared_once_before_they_are_read(tmp_path: Path) -> None:
