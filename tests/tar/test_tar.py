@@ -251,9 +251,9 @@ def test_two_processes_make_one_attack(model_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda d: Attack(tampering.Rows("a"), [1e-3], steps=[8, 0]), r"Attack\.steps: got \[8, 0\].*at least 1"),
+        (lambda d: Attack(tampering.Rows("a"), [1e-3], steps=[8, 0]), r"Attack\.steps: got 0.*at least 1"),
         (lambda d: Attack(tampering.Rows("a"), [1e-3], steps=[]), r"Attack\.steps: got \[\]"),
-        (lambda d: Attack(tampering.Rows("a"), [0.0]), r"Attack\.learning_rates: got \[0\.0\]"),
+        (lambda d: Attack(tampering.Rows("a"), [0.0]), r"Attack\.learning_rates: got 0\.0"),
         (lambda d: Attack(tampering.Rows("a"), [1e-3], weight=0.0), r"Attack\.weight: got 0\.0"),
         (lambda d: tampering.module(d, lambda_tr=0.0), r"lambda_tr: got 0.0, .*SupervisedFineTuning"),
         (lambda d: tampering.module(d, lambda_retain=-1.0), r"lambda_retain: got -1\.0"),

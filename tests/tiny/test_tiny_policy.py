@@ -114,9 +114,8 @@ def test_cache_tells_settings_and_code_apart(policy, monkeypatch, tmp_path):
     }
     assert len(names) == 6
     before = TinyPolicy(cache_dir=folder).path
-    code = tmp_path / "world.py"
-    code.write_text("CHANGED = 1")
-    monkeypatch.setattr(tiny.world, "__file__", str(code))
+    (tmp_path / "world.py").write_text("CHANGED = 1")
+    monkeypatch.setattr(tiny, "__file__", str(tmp_path / "policy.py"))
     assert TinyPolicy(cache_dir=folder).path != before
 
 
