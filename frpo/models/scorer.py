@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from frpo.data.conversation import MAX_LENGTH
-from frpo.models.loading import reading
+from frpo.models.loading import reading, require_positions
 from frpo.models.policy import DTYPES, Policy, disable_dropout
 from frpo.models.saving import logit_difference, new_directory, probe_logits, require_reloaded, save_tokenizer
 
@@ -104,12 +104,7 @@ class Scorer:
                 "output or a language model: a reward is one number"
             )
         text = config.get_text_config()
-        positions = getattr(text, "max_position_embeddings", None)
-        if positions is not None and self.max_length > positions:
-            raise ValueError(
-                f"Scorer.max_length: got {self.max_length}, expected at most the {positions} positions of "
-                f"{self.base.path!r}"
-            )
+        require_positions("Scorer.max_length", self.max_length, config, self.base.path)
         config.num_labels = 1
         # The head reads the last token that is not padding: both must mean the same token by it.
         text.pad_token_id = self.tokenizer.pad_token_id
