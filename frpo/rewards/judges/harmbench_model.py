@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from frpo.rewards.frozen import Dtype
 from frpo.rewards.judges.causal_judge import CausalJudge
 from frpo.rewards.judges.harmbench_template import LLAMA2, LLAMA2_CARD, SYSTEM, USER
-from frpo.rewards.frozen import Dtype
 from frpo.types import Judgement
 
 
