@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -25,20 +24,6 @@ class JudgeIdentity:
     template_hash: str | None = None
 
 
-@dataclass(frozen=True)
-class BlankModel:
-    """A model that a reward will load, on the meta device, and the largest batch it will run: for planning memory.
-
-    ``arguments`` are those of its forward pass beside ids and mask.
-    """
-
-    name: str
-    model: Any
-    rows: int
-    tokens: int
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Reward(ABC):
     """Scores completions. Calling it returns one :class:`~frpo.types.Judgement` per completion, in order.
 
@@ -53,10 +38,6 @@ class Reward(ABC):
 
     def setup(self, device: torch.device) -> None:  # noqa: B027 - most rewards have nothing to build
         """Build what is heavy (models, clients) once, before the first call."""
-
-    def blank_models(self) -> list[BlankModel]:
-        """The models that :meth:`setup` will load, without reading any weights; none by default."""
-        return []
 
     def check_tasks(self, tasks: set[str]) -> None:  # noqa: B027 - most rewards take every task
         """Raise ``ValueError`` before the first step where the data holds a task this reward cannot route."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
+from frpo.rewards.base import JudgeIdentity, Reward
 from frpo.rewards.calls import call_each, call_reward, require_finite
 from frpo.types import Completion, Judgement
 
@@ -41,10 +41,6 @@ class Composite(Reward):
         """Set up every part."""
         for reward in self.rewards.values():
             reward.setup(device)
-
-    def blank_models(self) -> list[BlankModel]:
-        """Those of every part."""
-        return [model for reward in self.rewards.values() for model in reward.blank_models()]
 
     def check_tasks(self, tasks: set[str]) -> None:
         """Ask every part."""
@@ -162,10 +158,6 @@ class Complement(Reward):
     def setup(self, device: torch.device) -> None:
         """Set up the reward."""
         self.reward.setup(device)
-
-    def blank_models(self) -> list[BlankModel]:
-        """Those of the reward."""
-        return self.reward.blank_models()
 
     def check_tasks(self, tasks: set[str]) -> None:
         """Ask the reward."""

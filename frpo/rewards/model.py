@@ -11,7 +11,7 @@ from torch import Tensor
 
 from frpo.data.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
 from frpo.models.loading import reading
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
+from frpo.rewards.base import JudgeIdentity, Reward
 from frpo.rewards.calls import require_at_least_one, require_finite
 from frpo.types import Completion, Judgement
 
@@ -88,22 +88,6 @@ class RewardModel(Reward):
             with reading(self.path, "sequence classifier"):
                 self._load()
         self._model.to(device)
-
-    def blank_models(self) -> list[BlankModel]:
-        """The classifier."""
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-
-        source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        config = AutoConfig.from_pretrained(self.path, **source)
-        text_config = config.get_text_config()
-        if getattr(text_config, "pad_token_id", None) is None:
-            text_config.pad_token_id = 0
-        tokens = getattr(config, MAX_LENGTH, DEFAULT_MAX_LENGTH) if self.max_length is None else self.max_length
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(
-                config, dtype=_DTYPES[self.dtype], trust_remote_code=self.trust_remote_code
-            )
-        return [BlankModel(self.path, model.eval().requires_grad_(False), self.batch_size, tokens)]
 
     def identity(self) -> JudgeIdentity:
         """The model, its revision, and once it is loaded the hash of its chat template, where it has one."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
+from frpo.rewards.base import JudgeIdentity, Reward
 from frpo.rewards.calls import CALL_ERRORS, RewardError, UnusableRewardError, call_reward
 from frpo.types import Completion, Judgement
 
@@ -68,10 +68,6 @@ class OnRanks(Reward):
         # A model that is loaded may know more of itself; every rank has to name the judge alike.
         self._identity = self._together(build)[self.ranks[0]]
         return None
-
-    def blank_models(self) -> list[BlankModel]:
-        """Those of the reward, as a chosen rank holds them."""
-        return self.reward.blank_models()
 
     def check_tasks(self, tasks: set[str]) -> None:
         """Ask the reward."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
+from frpo.rewards.base import JudgeIdentity, Reward
 from frpo.rewards.calls import call_each
 from frpo.rewards.compose import combined_identity
 from frpo.types import Completion, Judgement
@@ -36,10 +36,6 @@ class Router(Reward):
         """Set up every route."""
         for reward in self._rewards():
             reward.setup(device)
-
-    def blank_models(self) -> list[BlankModel]:
-        """Those of every route."""
-        return [model for reward in self._rewards() for model in reward.blank_models()]
 
     def check_tasks(self, tasks: set[str]) -> None:
         """Raise ``ValueError`` where a task has no route; ask each route about the tasks it will get."""

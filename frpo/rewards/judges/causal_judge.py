@@ -12,7 +12,7 @@ from torch import Tensor
 
 from frpo.data.conversation import broken_up, control_tokens
 from frpo.models.loading import reading
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
+from frpo.rewards.base import JudgeIdentity, Reward
 from frpo.rewards.calls import require_at_least_one
 from frpo.types import Completion, Judgement
 
@@ -89,18 +89,6 @@ class CausalJudge(Reward):
         digest = hashlib.sha256("\0".join(self.templates()).encode()).hexdigest()
         return JudgeIdentity(self.path, self.revision, digest[:16])
 
-    def blank_models(self) -> list[BlankModel]:
-        """The judge; the few weights of a PEFT adapter are left out."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        path, revision = self._base()
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=_DTYPES[self.dtype])
-        arguments = {"use_cache": False, "logits_to_keep": 1}
-        model = model.eval().requires_grad_(False)
-        return [BlankModel(self.path, model, self.batch_size, self.max_length, arguments)]
-
     def setup(self, device: torch.device) -> None:
         """Load the judge onto ``device``; again, only move it.
 
@@ -161,7 +149,7 @@ class CausalJudge(Reward):
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
 
-        path, revision = self._base()
+        path, revision = self.base_model()
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -178,7 +166,7 @@ class CausalJudge(Reward):
             )
         return PeftModel.from_pretrained(model, self.path, revision=self.revision) if path != self.path else model
 
-    def _base(self) -> tuple[str, str | None]:
+    def base_model(self) -> tuple[str, str | None]:
         """Path and revision of the model itself, which an adapter names."""
         from peft import PeftConfig
         from transformers.utils import find_adapter_config_file
