@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from frpo.data.conversation import MAX_LENGTH
 from frpo.models.loading import reading, require_positions
@@ -57,44 +57,34 @@ class Scorer:
         """
         base = self.base
         base.prepare()
-        config, source = self._source()
+        config = self.read_config()
         options = {} if base.attn_implementation is None else {"attn_implementation": base.attn_implementation}
         with reading(base.path, "model"):
             model = AutoModelForSequenceClassification.from_pretrained(
-                base.path, config=config, dtype=DTYPES[base.dtype], use_safetensors=True, **source, **options
+                base.path,
+                config=config,
+                dtype=DTYPES[base.dtype],
+                revision=base.revision,
+                trust_remote_code=base.trust_remote_code,
+                use_safetensors=True,
+                **options,
             )
         if base.adapter is not None:
             model = base.adapter.attach(model.requires_grad_(False), task_type="SEQ_CLS")
             model.active_peft_config.revision = base.revision
-        return self._ready(model)
+        return self.ready(model)
 
-    def blank(self) -> Any:
-        """The classifier of :meth:`load` on the meta device: names, shapes and dtypes, without reading any weights."""
-        base = self.base
-        base.prepare()
-        config, _ = self._source()
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(
-                config, dtype=DTYPES[base.dtype], trust_remote_code=base.trust_remote_code
-            )
-        if base.adapter is not None:
-            model = base.adapter.attach_blank(model.requires_grad_(False), task_type="SEQ_CLS")
-        return self._ready(model)
-
-    def _source(self) -> tuple[Any, dict[str, Any]]:
-        source = {"revision": self.base.revision, "trust_remote_code": self.base.trust_remote_code}
+    def read_config(self) -> Any:
+        """The configuration of the classifier; no weights are read. Raises ``ValueError`` as :meth:`load` says."""
         with reading(self.base.path, "configuration of a model"):
-            config = AutoConfig.from_pretrained(self.base.path, **source)
+            config = self.base.read_config()
         self._configure(config)
-        return config, source
+        return config
 
-    def _ready(self, model: Any) -> Any:
+    def ready(self, model: Any) -> Any:
+        """``model`` in train mode with every dropout at 0, recomputing activations where the base asks for it."""
         disable_dropout(model)
-        if self.base.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            if self.base.adapter is not None:
-                model.enable_input_require_grads()
-        return model.train()
+        return self.base.ready(model)
 
     def _configure(self, config: Any) -> None:
         classifier = any("SequenceClassification" in name for name in config.architectures or ())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -42,20 +41,6 @@ class JudgeIdentity:
         )
 
 
-@dataclass(frozen=True)
-class BlankModel:
-    """A model that a reward will load, on the meta device, and the largest batch it will run: for planning memory.
-
-    ``arguments`` are those of its forward pass beside ids and mask.
-    """
-
-    name: str
-    model: Any
-    rows: int
-    tokens: int
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Reward(ABC):
     """Scores completions. Calling it returns one :class:`~frpo.types.Judgement` per completion, in order.
 
@@ -76,10 +61,6 @@ class Reward(ABC):
         """Build what is heavy (models, clients) once, before the first call."""
         for part in self.parts().values():
             part.setup(device)
-
-    def blank_models(self) -> list[BlankModel]:
-        """The models that :meth:`setup` will load, without reading any weights."""
-        return [model for part in self.parts().values() for model in part.blank_models()]
 
     def check_tasks(self, tasks: set[str]) -> None:
         """Raise ``ValueError`` before the first step where the data holds a task this reward cannot route."""

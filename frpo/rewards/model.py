@@ -10,7 +10,7 @@ from torch import Tensor
 from frpo.data.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
 from frpo.foundation import require
 from frpo.models.loading import require_positions
-from frpo.rewards.base import BlankModel, JudgeIdentity
+from frpo.rewards.base import JudgeIdentity
 from frpo.rewards.frozen import DTYPES, Dtype, FrozenModel
 from frpo.types import Completion, Judgement
 
@@ -71,22 +71,6 @@ class RewardModel(FrozenModel):
         self.shift = require.number("RewardModel.shift", shift)
         self.trust_remote_code = trust_remote_code
         self._encoder: ConversationEncoder | None = None
-
-    def blank_models(self) -> list[BlankModel]:
-        """The classifier."""
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-
-        source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        config = AutoConfig.from_pretrained(self.path, **source)
-        text_config = config.get_text_config()
-        if getattr(text_config, "pad_token_id", None) is None:
-            text_config.pad_token_id = 0
-        tokens = getattr(config, MAX_LENGTH, DEFAULT_MAX_LENGTH) if self.max_length is None else self.max_length
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(
-                config, dtype=DTYPES[self.dtype], trust_remote_code=self.trust_remote_code
-            )
-        return [BlankModel(self.path, model.eval().requires_grad_(False), self.batch_size, tokens)]
 
     def identity(self) -> JudgeIdentity:
         """The model, its revision, and once it is loaded the hash of its chat template, where it has one."""

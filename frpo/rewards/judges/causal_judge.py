@@ -12,7 +12,7 @@ from torch import Tensor
 from frpo.data.conversation import broken_up, control_tokens
 from frpo.foundation import require
 from frpo.models.loading import require_positions
-from frpo.rewards.base import BlankModel, JudgeIdentity
+from frpo.rewards.base import JudgeIdentity
 from frpo.rewards.frozen import DTYPES, Dtype, FrozenModel
 from frpo.types import Completion, Judgement
 
@@ -85,18 +85,6 @@ class CausalJudge(FrozenModel):
         """The model, its revision, and the hash of the template."""
         return JudgeIdentity.asking(self.path, self.revision, "\0".join(self.templates()))
 
-    def blank_models(self) -> list[BlankModel]:
-        """The judge; the few weights of a PEFT adapter are left out."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        path, revision = self._base()
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[self.dtype])
-        arguments = {"use_cache": False, "logits_to_keep": 1}
-        model = model.eval().requires_grad_(False)
-        return [BlankModel(self.path, model, self.batch_size, self.max_length, arguments)]
-
     def plain(self, text: str) -> str:
         """``text`` with the special tokens and turn markers spelled out in it broken up by a space."""
         return broken_up(text, self._broken_up)
@@ -115,7 +103,7 @@ class CausalJudge(FrozenModel):
         )
         self.find_tokens(self._tokenizer)
         self._broken_up = control_tokens(self._tokenizer) + list(self.markers)
-        path, revision = self._base()
+        path, revision = self.base_model()
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -129,7 +117,7 @@ class CausalJudge(FrozenModel):
         require_positions(f"{type(self).__name__}.max_length", self.max_length, model.config, self.path)
         return PeftModel.from_pretrained(model, self.path, revision=self.revision) if path != self.path else model
 
-    def _base(self) -> tuple[str, str | None]:
+    def base_model(self) -> tuple[str, str | None]:
         """Path and revision of the model itself, which an adapter names."""
         from peft import PeftConfig
         from transformers.utils import find_adapter_config_file
