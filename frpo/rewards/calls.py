@@ -125,24 +125,3 @@ def as_judgement(result: Any, source: str) -> Judgement:
         f"{source} returned {type(result).__name__} for a completion; expected a Judgement or a number: "
         "write Judgement.of(value), Judgement.abstain(why) or Judgement.failed(why)"
     )
-
-
-def require_finite(name: str, value: float) -> float:
-    """``value`` if it is a finite number, else ``ValueError`` naming the argument."""
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: got {value}, expected a finite number")
-    return value
-
-
-def require_positive(name: str, value: float) -> float:
-    """``value`` if it is finite and above 0, else ``ValueError`` naming the argument."""
-    if require_finite(name, value) <= 0:
-        raise ValueError(f"{name}: got {value}, expected a number above 0")
-    return value
-
-
-def require_at_least_one(name: str, count: int) -> int:
-    """``count`` if it is 1 or more, else ``ValueError`` naming the argument."""
-    if count < 1:
-        raise ValueError(f"{name}: got {count}, expected 1 or more")
-    return count

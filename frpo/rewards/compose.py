@@ -21,8 +21,7 @@ class Composite(Reward):
     """
 
     def __init__(self, rewards: dict[str, Reward]) -> None:
-        if not rewards:
-            raise ValueError(f"{type(self).__name__}.rewards: got no rewards, expected at least one by name")
+        require.non_empty(f"{type(self).__name__}.rewards", rewards, "name a reward")
         for name in rewards:
             if not name or "/" in name:
                 raise ValueError(

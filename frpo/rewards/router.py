@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from frpo.foundation import require
 from frpo.foundation.errors import suggestion
 from frpo.rewards.base import Reward
 from frpo.rewards.calls import call_each
@@ -19,13 +20,9 @@ class Router(Reward):
     """
 
     def __init__(self, routes: dict[str, Reward], default: Reward | None = None) -> None:
-        if not routes or "*" in routes:
-            got = "`*`, which is no task" if routes else "none"
-            raise ValueError(
-                f"Router.routes: got {got}, expected a reward by task, as `safety: {{class_path: ...}}`; one for all "
-                "other tasks is `default:`"
-            )
-        self.routes = routes
+        if "*" in routes:
+            raise ValueError("Router.routes: got `*`, which is no task; the reward of all other tasks is `default:`")
+        self.routes = require.non_empty("Router.routes", routes, "write a reward by task, as `safety: RefusalPhrases`")
         self.default = default
 
     def parts(self) -> Mapping[str, Reward]:

@@ -154,7 +154,7 @@ class KeywordOverlap(RowReward):
     STEM = 6
 
     def __init__(self, enough: float = 1.0) -> None:
-        self.enough = require.number("KeywordOverlap.enough", enough, above=0, at_most=1)
+        self.enough = require.number("KeywordOverlap.enough", enough, above=0, at_most=1, hint="it is a share")
 
     def judge(self, completion: Completion) -> Judgement:
         """The share mentioned; abstains on a prompt without content words."""

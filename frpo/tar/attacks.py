@@ -18,6 +18,7 @@ from frpo.data.demonstrations.encoding import EncodedDemonstration
 from frpo.data.demonstrations.module import SupervisedBatch, collate_demonstrations
 from frpo.data.demonstrations.source import DemonstrationSource
 from frpo.data.loader import OrderedLoader, TrainingLoader, permutation
+from frpo.foundation import require
 from frpo.types import Prompt
 
 STREAMS = ("choice", "attack", "pairs")
@@ -41,15 +42,11 @@ class Attack:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.learning_rates or not all(lr > 0 for lr in self.learning_rates):
-            raise ValueError(f"Attack.learning_rates: got {self.learning_rates}, expected at least one, each > 0")
-        if not self.steps or not all(steps >= 1 for steps in self.steps):
-            raise ValueError(
-                f"Attack.steps: got {self.steps}, expected at least one number, each at least 1: an attack of 0 steps "
-                "leaves the weights where they are"
-            )
-        if not self.weight > 0:
-            raise ValueError(f"Attack.weight: got {self.weight}, expected > 0; leave the attack out instead")
+        for learning_rate in require.non_empty("Attack.learning_rates", self.learning_rates):
+            require.number("Attack.learning_rates", learning_rate, above=0)
+        for steps in require.non_empty("Attack.steps", self.steps):
+            require.number("Attack.steps", steps, at_least=1, hint="0 steps leave the weights where they are")
+        require.number("Attack.weight", self.weight, above=0, hint="leave the attack out instead")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from frpo.data.demonstrations.encoding import EncodedDemonstration, encode_demon
 from frpo.data.demonstrations.source import DemonstrationSource
 from frpo.data.module import RowsDataModule, Stage, check_choices
 from frpo.data.preferences.sources import JudgedSource
+from frpo.foundation import require
 from frpo.tar.attacks import Attack, EncodedPair, OrderedPairs, TamperLoader
 from frpo.types import Demonstration
 
@@ -52,10 +53,7 @@ class TamperDataModule(RowsDataModule):
             max_length=max_length,
             seed=seed,
         )
-        if not attacks:
-            raise ValueError(
-                "TamperDataModule.attacks: got none, expected at least one, name: {source, learning_rates}"
-            )
+        require.non_empty("TamperDataModule.attacks", attacks, "write name: {source, learning_rates}")
         for name, source in (("safeguard", safeguard), ("val", val)):
             if source is not None and source.responses != 2:
                 raise ValueError(

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from frpo.foundation import require
 from frpo.models.policy import LoRA, Policy
 from frpo.tiny import world
 from frpo.tiny.corpus import pretraining_rows, vocabulary
@@ -61,12 +62,8 @@ class TinyPolicy(Policy):
         adapter: LoRA | None = None,
         dtype: str = "float32",
     ) -> None:
-        if steps < 1:
-            raise ValueError(
-                f"TinyPolicy.steps: got {steps}, expected at least 1; leave it out for a policy worth training"
-            )
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"TinyPolicy.seed: got {seed}, expected 0 to 2**63 - 1")
+        require.number("TinyPolicy.steps", steps, at_least=1, hint="leave it out for a policy worth training")
+        require.seed("TinyPolicy.seed", seed)
         super().__init__(str(Path(cache_dir) / _fingerprint(seed, steps)), adapter=adapter, dtype=dtype)
         self.seed, self.steps, self.cache_dir = seed, steps, cache_dir
 

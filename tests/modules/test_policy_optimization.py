@@ -356,7 +356,7 @@ def test_refuses_before_anything_is_loaded(model_dir: Path, changes, named: str)
 
 
 def test_refuses_a_negative_beta() -> None:
-    with pytest.raises(ValueError, match=r"beta must be >= 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"beta: got -0.1, expected at least 0"):
         KLPenalty(beta=-0.1)
     with pytest.raises(ValueError, match="k4"):
         KLPenalty(estimator="k4")

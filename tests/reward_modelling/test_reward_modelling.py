@@ -237,7 +237,11 @@ def without_template(model_dir: Path) -> Policy:
     [
         ({"loss": Binary()}, {}, r"data.init_args.train: Judged gives pairs, but Binary is a loss of labelled"),
         ({}, {"train": Judged(responses=1)}, "gives labelled responses, but BradleyTerry is a loss of pairs"),
-        ({"loss": Binary()}, {"train": Judged(responses=1, target=2.0)}, "row 0: the label is 2, expected 0 or 1"),
+        (
+            {"loss": Binary()},
+            {"train": Judged(responses=1, target=2.0)},
+            "row 0: the label: got 2.0, expected one of",
+        ),
         ({}, {"train": None}, "no `train` source"),
         ({"max_length": 999}, {}, "max_length: got 999, expected at most the 128 positions"),
     ],

@@ -143,7 +143,7 @@ def test_bad_weights_say_what_to_write(weights, message):
 
 
 def test_bad_names_are_refused():
-    with pytest.raises(ValueError, match="got no rewards"):
+    with pytest.raises(ValueError, match=r"Product.rewards: got {}, expected at least one"):
         Product({})
     with pytest.raises(ValueError, match="got the name 'a/b'"):
         Product({"a/b": part(0)})

@@ -332,7 +332,7 @@ def test_without_the_extra_setup_says_what_to_install(monkeypatch):
     [
         ({"extract": []}, r"MathAnswer.extract: got \[\], expected at least one"),
         ({"timeout": 0}, "MathAnswer.timeout: got 0"),
-        ({"memory": 64}, "MathAnswer.memory: got 64, expected at least 512"),
+        ({"memory": 64}, "MathAnswer.memory: got 64, expected at least 512; in MiB"),
         ({"workers": 0}, "MathAnswer.workers: got 0"),
         ({"correct": float("nan")}, "MathAnswer.correct: got nan"),
     ],

@@ -90,7 +90,7 @@ def test_refuses_labelled_responses_no_attacks_and_rows_that_are_all_too_long() 
 
     with pytest.raises(ValueError, match=r"safeguard: Labelled gives labelled responses, expected pairs"):
         tampering.data(safeguard=Labelled())
-    with pytest.raises(ValueError, match=r"attacks: got none"):
+    with pytest.raises(ValueError, match=r"attacks: got {}, expected at least one"):
         tampering.data(attacks={})
     with pytest.raises(ValueError, match=r"attacks_per_step: got 0"):
         tampering.data(attacks_per_step=0)

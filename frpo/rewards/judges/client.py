@@ -71,7 +71,7 @@ class Endpoint:
         longest_wait_s: float = 30.0,
         give_up_after: int | None = 16,
     ) -> None:
-        require.non_empty("Endpoint.model", model, "the model's name as the server calls it")
+        require.non_empty("Endpoint.model", model, "name the model as the server calls it")
         if api_key_env is not None and not api_key_env.isidentifier():
             raise ValueError(
                 "Endpoint.api_key_env: got no name of an environment variable, expected one as OPENAI_API_KEY: the key "
