@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from frpo.foundation import require
 from frpo.models.loading import reading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -39,20 +40,27 @@ class LoRA:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.r < 1 or self.alpha <= 0:
-            raise ValueError(f"LoRA: got r={self.r}, alpha={self.alpha}, expected r >= 1 and alpha > 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA.dropout: got {self.dropout}, expected a share in [0, 1); 0.05, say")
+        require.number("LoRA.r", self.r, at_least=1)
+        require.number("LoRA.alpha", self.alpha, above=0)
+        require.number("LoRA.dropout", self.dropout, at_least=0, below=1, hint="it is a share, as 0.05")
 
-    def attach(self, model: Any, task_type: str = "CAUSAL_LM") -> Any:
-        """Wrap ``model`` in a PeftModel whose adapter alone is trainable; with ``SEQ_CLS`` its head is too."""
+    def attach(self, model: Any, revision: str | None, task_type: str = "CAUSAL_LM") -> Any:
+        """Wrap ``model`` in a PeftModel whose adapter alone is trainable; with ``SEQ_CLS`` its head is too.
+
+        ``revision`` is that of ``model``, kept in the adapter's description.
+        """
         import peft
 
-        if self.path is not None:
-            config = self.peft_config(task_type)
+        config = self.peft_config(task_type)
+        model.requires_grad_(False)
+        if self.path is None:
+            adapted = peft.get_peft_model(model, config)
+        else:
             with reading(self.path, "adapter that fits"):
-                return peft.PeftModel.from_pretrained(model, self.path, is_trainable=True, config=config)
-        return peft.get_peft_model(model, self.peft_config(task_type))
+                adapted = peft.PeftModel.from_pretrained(model, self.path, is_trainable=True, config=config)
+        # PEFT does not take over the revision of the base, and an adapter would then name its newest.
+        adapted.active_peft_config.revision = revision
+        return adapted
 
     def peft_config(self, task_type: str) -> Any:
         """The adapter as PEFT describes it, with this ``dropout``.
@@ -111,9 +119,8 @@ class Policy:
         attn_implementation: str | None = None,
         tokenizer_path: str | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"Policy.dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
-        self.path, self.adapter, self.dtype, self.revision = path, adapter, dtype, revision
+        self.path, self.adapter, self.revision = path, adapter, revision
+        self.dtype = require.one_of("Policy.dtype", dtype, DTYPES)
         self.pad_token, self.chat_template = pad_token, chat_template
         self.gradient_checkpointing = gradient_checkpointing
         self.trust_remote_code, self.attn_implementation = trust_remote_code, attn_implementation
@@ -176,11 +183,7 @@ class Policy:
         Every dropout is 0 but for the adapter's own.
         """
         model = self.load_base()
-        if self.adapter is not None:
-            model = self.adapter.attach(model.requires_grad_(False))
-            # PEFT does not take over the revision of the base, and an adapter would then name its newest.
-            model.active_peft_config.revision = self.revision
-        return self.ready(model)
+        return self.ready(model if self.adapter is None else self.adapter.attach(model, self.revision))
 
     def ready(self, model: Any) -> Any:
         """``model`` in train mode, recomputing activations where that is asked for."""
@@ -193,9 +196,6 @@ class Policy:
     def load_base(self, path: str | None = None) -> Any:
         """The model without an adapter, dropout at 0; from ``path`` where it is given, else the policy's own."""
         path = self.path if path is None else path
-        options: dict[str, Any] = {}
-        if self.attn_implementation is not None:
-            options["attn_implementation"] = self.attn_implementation
         with finding(path, "causal language model", "a causal language model in safetensors"):
             model = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -203,7 +203,7 @@ class Policy:
                 revision=self.revision if path == self.path else None,
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=True,
-                **options,
+                attn_implementation=self.attn_implementation,
             )
         disable_dropout(model)
         return model

@@ -11,12 +11,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from frpo.data.conversation import MAX_LENGTH
+from frpo.foundation import require
+from frpo.models.export import MERGE_TOLERANCE
 from frpo.models.loading import reading, require_positions
 from frpo.models.policy import DTYPES, Policy, disable_dropout
 from frpo.models.saving import logit_difference, new_directory, probe_logits, require_reloaded, save_tokenizer
-
-# Adding an adapter to the weights reorders float32 sums.
-MERGE_TOLERANCE = 1e-3
 
 
 class Scorer:
@@ -29,14 +28,13 @@ class Scorer:
     """
 
     def __init__(self, base: Policy, max_length: int = 1024) -> None:
-        if max_length < 1:
-            raise ValueError(f"Scorer.max_length: got {max_length}, expected 1 or more")
         if base.adapter is not None and base.adapter.path is not None:
             raise ValueError(
                 f"Scorer.base.adapter.path: got {base.adapter.path!r}, but an adapter of a language model has no head; "
                 "merge it by `frpo export --merge`, and name that directory in `base.init_args.path`"
             )
-        self.base, self.max_length = base, max_length
+        self.base = base
+        self.max_length = require.number("Scorer.max_length", max_length, at_least=1)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -58,7 +56,6 @@ class Scorer:
         base = self.base
         base.prepare()
         config = self.read_config()
-        options = {} if base.attn_implementation is None else {"attn_implementation": base.attn_implementation}
         with reading(base.path, "model"):
             model = AutoModelForSequenceClassification.from_pretrained(
                 base.path,
@@ -67,11 +64,10 @@ class Scorer:
                 revision=base.revision,
                 trust_remote_code=base.trust_remote_code,
                 use_safetensors=True,
-                **options,
+                attn_implementation=base.attn_implementation,
             )
         if base.adapter is not None:
-            model = base.adapter.attach(model.requires_grad_(False), task_type="SEQ_CLS")
-            model.active_peft_config.revision = base.revision
+            model = base.adapter.attach(model, base.revision, task_type="SEQ_CLS")
         return self.ready(model)
 
     def read_config(self) -> Any:

@@ -23,7 +23,7 @@ class UnusableRewardError(RuntimeError):
 
 
 class MalformedJudgementsError(ValueError):
-    """A reward returned something other than one judgement a completion: its code is at fault, no row."""
+    """A reward returned something other than one judgement per completion: its code is at fault, no row."""
 
 
 CALL_ERRORS = (RewardError, UnusableRewardError, MalformedJudgementsError)
@@ -56,7 +56,7 @@ class RowReward(Reward):
 
 
 def call_reward(reward: Reward, completions: Sequence[Completion]) -> list[Judgement]:
-    """``reward(completions)`` as one :class:`~frpo.types.Judgement` a completion.
+    """``reward(completions)`` as one :class:`~frpo.types.Judgement` per completion.
 
     A bare number stands for ``Judgement.of(number)``, or for a failure where it is not finite.
 
@@ -80,7 +80,7 @@ def call_reward(reward: Reward, completions: Sequence[Completion]) -> list[Judge
     if not isinstance(results, Sequence) or isinstance(results, str):
         raise MalformedJudgementsError(
             f"{type(reward).__name__} returned {type(results).__name__}; expected a list of "
-            f"{len(completions)} Judgements, one a completion"
+            f"{len(completions)} Judgements, one per completion"
         )
     if len(results) != len(completions):
         raise MalformedJudgementsError(

@@ -14,7 +14,6 @@ from frpo.rewards.base import Reward
 from frpo.types import Completion, Judgement
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class FrozenModel(Reward):
@@ -24,7 +23,7 @@ class FrozenModel(Reward):
         path: directory or hub id of the model.
         revision: commit, tag or branch on the hub.
         dtype: of the weights. Autocast is off whatever it is.
-        batch_size: rows a forward pass.
+        batch_size: rows per forward pass.
     """
 
     reads: str

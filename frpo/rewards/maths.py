@@ -62,9 +62,7 @@ class MathAnswer(ExactAnswer):
     ) -> None:
         super().__init__(field, extract, correct, wrong, missing)
         self.timeout = require.number("MathAnswer.timeout", timeout, above=0)
-        self.memory = require.number(
-            "MathAnswer.memory", memory, at_least=512, hint="in MiB; the library takes half"
-        )
+        self.memory = require.number("MathAnswer.memory", memory, at_least=512, hint="in MiB; the library takes half")
         self.workers = require.number("MathAnswer.workers", workers, at_least=1)
         self._idle: LifoQueue[_Worker] | None = None
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from frpo.data.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
 from frpo.foundation import require
 from frpo.models.loading import require_positions
+from frpo.models.policy import DTYPES
 from frpo.rewards.base import JudgeIdentity
-from frpo.rewards.frozen import DTYPES, Dtype, FrozenModel
+from frpo.rewards.frozen import Dtype, FrozenModel
 from frpo.types import Completion, Judgement
 
 DEFAULT_MAX_LENGTH = 1024
@@ -33,7 +34,7 @@ class RewardModel(FrozenModel):
         revision: commit, tag or branch on the hub.
         dtype: of the weights. Scores are float32 and autocast is off whatever it is.
         max_length: tokens; null takes those a model trained by frpo was trained with, 1024 for any other.
-        batch_size: conversations a forward pass. Padding does not change scores beyond rounding.
+        batch_size: conversations per forward pass. Padding does not change scores beyond rounding.
         label: with several outputs, the class whose log-odds are ``s``; ``transform: sigmoid`` then gives its
             probability.
         transform: "identity" or "sigmoid".

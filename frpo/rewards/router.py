@@ -12,7 +12,7 @@ from frpo.types import Completion, Judgement
 
 
 class Router(Reward):
-    """Sends each completion to the reward of its prompt's task: one call a route, the order restored.
+    """Sends each completion to the reward of its prompt's task: one call per route, the order restored.
 
     Rewards of different tasks meet in one loss, so bring them to one scale, [0, 1] say. Prefer graded ones:
     with two values FRPO has nothing to add over GRPO. Tasks outside ``routes`` go to ``default``; with none, they

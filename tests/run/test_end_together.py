@@ -167,5 +167,5 @@ def test_a_callback_that_watches_can_be_copied_to_new_processes() -> None:
 
 
 def test_a_patience_shorter_than_the_signs_of_life_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"EndTogether.patience_s: got 1, expected more than 5 seconds"):
+    with pytest.raises(ValueError, match=r"EndTogether.patience_s: got 1, expected more than 5"):
         EndTogether(patience_s=1)

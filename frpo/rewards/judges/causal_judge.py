@@ -12,8 +12,9 @@ from torch import Tensor
 from frpo.data.conversation import broken_up, control_tokens
 from frpo.foundation import require
 from frpo.models.loading import require_positions
+from frpo.models.policy import DTYPES
 from frpo.rewards.base import JudgeIdentity
-from frpo.rewards.frozen import DTYPES, Dtype, FrozenModel
+from frpo.rewards.frozen import Dtype, FrozenModel
 from frpo.types import Completion, Judgement
 
 
@@ -33,7 +34,7 @@ class CausalJudge(FrozenModel):
         dtype: of the weights. Logits are read in float32 and autocast is off whatever it is.
         max_length: tokens of a whole question.
         response_tokens: tokens of a response, 512 as published.
-        batch_size: questions a forward pass. Padding, on the left, does not change scores beyond rounding.
+        batch_size: questions per forward pass. Padding, on the left, does not change scores beyond rounding.
         prompt_field: field of the row that holds the request.
 
     Raises:
@@ -79,7 +80,7 @@ class CausalJudge(FrozenModel):
 
     @abstractmethod
     def read(self, logits: Tensor) -> list[Judgement]:
-        """One judgement a row of ``logits``, float32 [B, V]."""
+        """One judgement per row of ``logits``, float32 [B, V]."""
 
     def identity(self) -> JudgeIdentity:
         """The model, its revision, and the hash of the template."""
