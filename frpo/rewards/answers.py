@@ -44,29 +44,27 @@ class Boxed(Extractor):
 _NUMERAL = r"(?:[-+−]?\$?|\$[-+−]?)\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?"
 
 
-class Hashes(Extractor):
+class _LastMatch(Extractor):
+    """The last match of ``PATTERN``: its one group."""
+
+    PATTERN: re.Pattern[str]
+
+    def __call__(self, text: str) -> str | None:
+        """The last occurrence."""
+        found = self.PATTERN.findall(text)
+        return found[-1] if found else None
+
+
+class Hashes(_LastMatch):
     """The number after the last ``####`` that is followed by one, as in GSM8K."""
 
-    _PATTERN = re.compile(rf"####[ \t]*({_NUMERAL})")
-
-    def __call__(self, text: str) -> str | None:
-        """The last occurrence."""
-        return _last(self._PATTERN, text)
+    PATTERN = re.compile(rf"####[ \t]*({_NUMERAL})")
 
 
-class LastNumber(Extractor):
+class LastNumber(_LastMatch):
     """The last number: ``-1,234.5``, ``$18`` or ``3/4``. Generous: most texts hold some number."""
 
-    _PATTERN = re.compile(rf"(?<![\w.])({_NUMERAL})")
-
-    def __call__(self, text: str) -> str | None:
-        """The last occurrence."""
-        return _last(self._PATTERN, text)
-
-
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.findall(text)
-    return found[-1] if found else None
+    PATTERN = re.compile(rf"(?<![\w.])({_NUMERAL})")
 
 
 class Pattern(Extractor):

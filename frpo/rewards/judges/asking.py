@@ -85,7 +85,7 @@ def post(
             json=body,
             headers=_PLAIN,
             auth=_Bearer(key),
-            timeout=tuple(min(limit, left) for limit in timeouts_s),
+            timeout=(min(timeouts_s[0], left), min(timeouts_s[1], left)),
             stream=True,
             allow_redirects=False,
         ) as response:
