@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,6 +156,7 @@ def test_sigterm_is_not_a_failure(tmp_path: Path) -> None:
 def test_one_process_is_not_watched() -> None:
     callback, trainer = EndTogether(), SimpleNamespace(world_size=1)
     callback.setup(trainer, None, "fit")
+    assert "end-together" not in {thread.name for thread in threading.enumerate()}
     callback.on_exception(trainer, None, ValueError("one"))
     callback.teardown(trainer, None, "fit")
 
