@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from frpo.evaluation.suite import Suite
 from frpo.functional.likelihood import completion_nll
 from frpo.functional.masked import masked_mean
 from frpo.models.policy import DTYPES, Policy
@@ -21,9 +20,10 @@ from frpo.models.reference import AdapterDisabled, FrozenCopy, Reference
 from frpo.models.scorer import Scorer
 from frpo.modules.micro_batches import MicroBatch, TokenPass
 from frpo.penalty import KLPenalty
+from frpo.plan.blank import BlankModel, blank_base, blank_models, blank_policy, blank_reference, blank_scorer
 from frpo.plan.phases import Rollout, Update, reward_phase, rollout_phase, update_phase
 from frpo.plan.plan import Phase
-from frpo.rewards.base import BlankModel, Reward
+from frpo.rewards.base import Reward
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ class Job(ABC):
     micro_batch_size: int
     autocast: bool
     cast: torch.dtype | None = field(default=None, kw_only=True)
-    suites: Mapping[str, Suite] = field(default_factory=dict, kw_only=True, repr=False)
-    """Suites of the run's evaluation: their models stay from the first evaluation on."""
+    kl_to: Sequence[str] = field(default=(), kw_only=True)
+    """Frozen models of the run's evaluation. These and those of ``scores`` stay from the first evaluation on."""
+    scores: Mapping[str, Reward] = field(default_factory=dict, kw_only=True, repr=False)
+    """What judges the completions of the run's evaluation, by the name it is shown by."""
     known: dict[Hashable, Phase] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
     """Phases that were computed already, for this job or one that differs in some settings alone."""
 
@@ -71,12 +73,11 @@ class Job(ABC):
         return models
 
     def evaluated(self) -> Iterator[tuple[str, nn.Module]]:
-        """The models of the suites without weights, with what each is for."""
-        for path in sorted({path for suite in self.suites.values() for path in suite.kl_to.values()}):
-            yield f"kl_to {path}", self.policy.blank_base(path)
-        for name, suite in self.suites.items():
-            for score, reward in suite.scores.items():
-                yield from ((f"{name}/{score}: {model.name}", model.model) for model in reward.blank_models())
+        """The models of the evaluation without weights, with what each is for."""
+        for path in self.kl_to:
+            yield f"kl_to {path}", blank_base(self.policy, path)
+        for name, reward in self.scores.items():
+            yield from ((f"{name}: {model.name}", model.model) for model in blank_models(reward))
 
     @abstractmethod
     def blank(self) -> Models:
@@ -138,9 +139,9 @@ class PolicyJob(Job):
 
     def blank(self) -> Models:
         """See :class:`Job`."""
-        trained = self.policy.blank()
-        reference = None if self.reference is None else self.reference.blank(self.policy, trained)
-        return Models(trained, reference, self.reward.blank_models())
+        trained = blank_policy(self.policy)
+        reference = None if self.reference is None else blank_reference(self.reference, self.policy, trained)
+        return Models(trained, reference, blank_models(self.reward))
 
     def phases(self, models: Models) -> list[Phase]:
         """See :class:`Job`."""
@@ -161,10 +162,8 @@ class PolicyJob(Job):
         rollout = self.rollouts[0]
         L, T = rollout.prompt_tokens, rollout.sampler.max_new_tokens
         completions = rollout.prompts * rollout.group_size
-        b, sets = (
-            min(self.micro_batch_size, completions),
-            1 + (self.kl.estimator == "full" and self.reference is not None),
-        )
+        b = min(self.micro_batch_size, completions)
+        sets = 2 if self.kl.estimator == "full" and self.reference is not None else 1
 
         def forward(model: Any, frozen: Any) -> tuple[Tensor, Any]:
             ids, mask = torch.ones(b, L + T, dtype=torch.int64), torch.ones(b, T, dtype=torch.bool)
@@ -215,7 +214,7 @@ class SupervisedJob(Job):
 
     def blank(self) -> Models:
         """See :class:`Job`."""
-        return Models(self.policy.blank(), None, ())
+        return Models(blank_policy(self.policy), None, ())
 
     def phases(self, models: Models) -> list[Phase]:
         """See :class:`Job`."""
@@ -252,7 +251,7 @@ class ScorerJob(Job):
         """See :class:`Job`."""
         scorer = copy(self.scorer)
         scorer.base = self.policy
-        return Models(scorer.blank(), None, ())
+        return Models(blank_scorer(scorer), None, ())
 
     def phases(self, models: Models) -> list[Phase]:
         """See :class:`Job`."""
@@ -267,6 +266,6 @@ class ScorerJob(Job):
             f"micro-batch of {b} x {self.responses} conversations of {S} tokens",
             passes=-(-self.rows // b),
             logits=0,
-            logits_how="one number a conversation",
+            logits_how="one number per conversation",
         )
         return [self._traced_update(models, update)]

@@ -44,29 +44,27 @@ class Boxed(Extractor):
 _NUMERAL = r"(?:[-+−]?\$?|\$[-+−]?)\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?"
 
 
-class Hashes(Extractor):
+class _LastMatch(Extractor):
+    """The last match of ``PATTERN``: its one group."""
+
+    PATTERN: re.Pattern[str]
+
+    def __call__(self, text: str) -> str | None:
+        """The last occurrence."""
+        found = self.PATTERN.findall(text)
+        return found[-1] if found else None
+
+
+class Hashes(_LastMatch):
     """The number after the last ``####`` that is followed by one, as in GSM8K."""
 
-    _PATTERN = re.compile(rf"####[ \t]*({_NUMERAL})")
-
-    def __call__(self, text: str) -> str | None:
-        """The last occurrence."""
-        return _last(self._PATTERN, text)
+    PATTERN = re.compile(rf"####[ \t]*({_NUMERAL})")
 
 
-class LastNumber(Extractor):
+class LastNumber(_LastMatch):
     """The last number: ``-1,234.5``, ``$18`` or ``3/4``. Generous: most texts hold some number."""
 
-    _PATTERN = re.compile(rf"(?<![\w.])({_NUMERAL})")
-
-    def __call__(self, text: str) -> str | None:
-        """The last occurrence."""
-        return _last(self._PATTERN, text)
-
-
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.findall(text)
-    return found[-1] if found else None
+    PATTERN = re.compile(rf"(?<![\w.])({_NUMERAL})")
 
 
 class Pattern(Extractor):
@@ -107,15 +105,21 @@ class ExactAnswer(RowReward):
         wrong: float = 0.0,
         missing: float = 0.0,
     ) -> None:
-        require.non_empty("ExactAnswer.extract", extract, "leave it out for the default extractors")
+        name = type(self).__name__
+        require.non_empty(f"{name}.extract", extract, "leave it out for the default extractors")
         self.field = field
         self.extract = [Boxed(), Hashes(), LastNumber()] if extract is None else extract
-        self.correct = require.number("ExactAnswer.correct", correct)
-        self.wrong = require.number("ExactAnswer.wrong", wrong)
-        self.missing = require.number("ExactAnswer.missing", missing)
+        self.correct = require.number(f"{name}.correct", correct)
+        self.wrong = require.number(f"{name}.wrong", wrong)
+        self.missing = require.number(f"{name}.missing", missing)
 
     def judge(self, completion: Completion) -> Judgement:
         """Compare; abstains on a row without an answer, fails where an extractor ran out of time."""
+        settled = self.settle(completion)
+        return settled if isinstance(settled, Judgement) else Judgement.of(self.wrong)
+
+    def settle(self, completion: Completion) -> Judgement | tuple[str, str]:
+        """The judgement where it needs no further comparison, else the row's answer and the completion's."""
         expected = row_answer(completion, self.field)
         if not expected:
             return Judgement.abstain(f"the row has no {self.field!r}")
@@ -125,7 +129,7 @@ class ExactAnswer(RowReward):
             return Judgement.failed("the pattern of an extractor took too long")
         if answer is None:
             return Judgement.of(self.missing)
-        return Judgement.of(self.correct if same_answer(answer, expected) else self.wrong)
+        return Judgement.of(self.correct) if same_answer(answer, expected) else (expected, answer)
 
 
 def row_answer(completion: Completion, field: str) -> str:

@@ -27,7 +27,7 @@ def score(reward: Reward, rollout: RolloutBatch, *, on_error: Literal["raise", "
         RewardError: the reward raised and ``on_error`` is "raise".
         UnusableRewardError: under either setting: the reward can judge nothing as it is set up.
         MalformedJudgementsError: a ``ValueError``, under either setting: the reward did not return one judgement
-            a completion.
+            per completion.
     """
     require.one_of("on_error", on_error, ("raise", "failed"))
     completions = rollout.completions()

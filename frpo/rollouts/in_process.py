@@ -132,7 +132,7 @@ class InProcessSampler(Sampler):
         return ids.view(p, G, T), mask.view(p, G, T), logps.view(p, G, T)
 
     def _draw(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """One token a row by inverting the distribution function at ``noise``, and its log-probability."""
+        """One token per row by inverting the distribution function at ``noise``, and its log-probability."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.temperature == 0:
             token = wide.argmax(-1)

@@ -15,10 +15,16 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from frpo.foundation import require
-from frpo.models.policy import DTYPES, LoRA, Policy
+from frpo.models.policy import LoRA, Policy
 from frpo.tiny.corpus import pretraining_rows, vocabulary
 
 BATCH_SIZE = 64
@@ -82,13 +88,9 @@ class TinyPolicy(Policy):
             self.prepare()
         return super().load_base(path)
 
-    def blank_base(self, path: str | None = None) -> nn.Module:
+    def read_config(self, path: str | None = None) -> PretrainedConfig:
         """See :class:`~frpo.models.policy.Policy`; it needs no pre-training."""
-        if path is not None:
-            return super().blank_base(path)
-        with torch.device("meta"):
-            model: nn.Module = LlamaForCausalLM(_config(build_tokenizer()))
-        return model.to(DTYPES[self.dtype])
+        return _config(build_tokenizer()) if path is None else super().read_config(path)
 
 
 def pretrain(out_dir: str | Path, seed: int, steps: int) -> float:

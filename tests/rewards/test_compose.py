@@ -131,8 +131,8 @@ def test_a_composition_is_identified_by_its_parts():
     ("weights", "message"),
     [
         ({"a": 1.0}, r"got none for \['bee'\].*write `bee: 1.0`"),
-        ({"a": 1.0, "be": 1.0, "bee": 1.0}, r"weight for 'be', which is no reward here.*did you mean 'bee'\?"),
-        ({"a": 1.0, "bee": -1.0}, "bee: got -1.0, expected at least 0; .*negative values instead"),
+        ({"a": 1.0, "be": 1.0, "bee": 1.0}, r"weight for 'be', which is no reward here.*did you mean bee\?"),
+        ({"a": 1.0, "bee": -1.0}, "bee: got -1.0, expected at least 0.*negative values instead"),
         ({"a": 1.0, "bee": float("nan")}, "bee: got nan"),
         ({"a": 0.0, "bee": 0.0}, "got 0 for every reward"),
     ],
