@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from frpo import __version__
 from frpo.report import curves, robust_figures, sweeps
 from frpo.report.baseline import KINDS, LESS, MORE
-from frpo.report.compare import Estimate
 from frpo.report.measurements import Measurements, measure, sampled_rewards
 from frpo.report.robust import bias_study, distributions
 from frpo.report.style import Picture, Styles, drawing
 from frpo.report.tables import Table, failures, methods_table, missing
-from frpo.report.template import DEFINITIONS, FIGURE, PAGE
 from frpo.report.verdict import Verdict, verdict
 from frpo.study.results import StudyResults
 
@@ -81,17 +77,16 @@ def _pictures(m: Measurements, table: Table, found: Verdict, bias: pd.DataFrame)
 
 def render(m: Measurements, table: Table, found: Verdict, pictures: list[Picture]) -> str:
     """The page."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    one = environment.from_string(FIGURE)
-
-    def figure(picture: Picture) -> Markup:
-        return Markup(one.render(p=picture, data=base64.b64encode(picture.png).decode("ascii")))
-
-    failed = failures(m)
     seeds = m.means.groupby("method")["seed"].nunique()
     first = [picture for picture in pictures if picture.name == "matched"]
     methods = dict.fromkeys(c.method for c in found.comparisons)
-    return environment.from_string(PAGE).render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("frpo", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
         name=m.results.name,
         scope=_scope(m),
         verdict=found,
@@ -107,30 +102,10 @@ def render(m: Measurements, table: Table, found: Verdict, pictures: list[Picture
         baseline=m.baseline,
         table=table,
         seeds=seeds,
-        failed=lambda method: f"{failed.loc[method, 'share']:.1%}",
+        failed=failures(m)["share"],
         made=_made(m),
-        definitions=DEFINITIONS,
-        figure=figure,
-        tone=_tone,
-        value=_value,
-        signed=_signed,
+        tones={MORE: "more", LESS: "less"},
     )
-
-
-def _tone(word: str) -> str:
-    return {MORE: "more", LESS: "less"}.get(word, "none")
-
-
-def _signed(i: Estimate) -> str:
-    return f"{i.mean:+.3f}" + (f" ({i.low:+.3f} to {i.high:+.3f})" if i.known else "")
-
-
-def _value(i: Estimate, column: str) -> Markup:
-    if not i.seeds:
-        return Markup("&ndash;")
-    text: Callable[[float], str] = (lambda v: f"{v:+.3f}") if column == "vs baseline" else (lambda v: f"{v:.3f}")
-    spread = f"{text(i.low)} to {text(i.high)}" if i.known else "one seed"
-    return Markup('{}<span class="range">{}</span>').format(text(i.mean), spread)
 
 
 def _scope(m: Measurements) -> str:
