@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from frpo.foundation.durable import write_whole
+from frpo.foundation.json_values import plain
 
 FOLDER = "evaluation"
 COLUMNS = ("suite", "step", "prompt_id", "task", "sample", "quantity", "value", "status")
@@ -24,7 +25,7 @@ def record_path(output_dir: Path | str, suite: str, step: int) -> Path:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write ``rows`` as one whole file, in place of what was there; a number that is not finite becomes null."""
-    write_whole(path, "".join(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_file(path: Path) -> list[Row]:
@@ -114,11 +115,3 @@ def _parse(line: str, path: Path, number: int) -> Row:
             "JSON; evaluations are written whole, so the file was changed later: remove it and evaluate again"
         ) from error
     return dict(row)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import jinja2
 import pandas as pd
 
 from frpo import __version__
+from frpo.foundation.json_values import plain
 from frpo.report import curves, robust_figures, sweeps
 from frpo.report.baseline import KINDS, LESS, MORE
 from frpo.report.measurements import Measurements, measure, sampled_rewards
@@ -42,7 +42,7 @@ def build(results: StudyResults, out_dir: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
-    summary = json.dumps(_plain(_summary(m, table, found, bias)), indent=1, sort_keys=True, allow_nan=False)
+    summary = json.dumps(plain(_summary(m, table, found, bias)), indent=1, sort_keys=True, allow_nan=False)
     (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
     table.long().to_csv(folder / TABLES_NAME, index=False)
     page = folder / PAGE_NAME
@@ -161,14 +161,3 @@ def _summary(m: Measurements, table: Table, found: Verdict, bias: pd.DataFrame) 
         "bias": bias.to_dict("records"),
         "made": _made(m),
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types; a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
