@@ -1,4 +1,4 @@
-"""Evaluations on disk: ``<output_dir>/evaluation/<suite>/step=<step>.jsonl``, one JSON object a completion."""
+"""Evaluations on disk: ``<output_dir>/evaluation/<suite>/step=<step>.jsonl``, one JSON object per completion."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def read_rows(output_dir: Path | str) -> Iterator[Row]:
 
 
 def read_frame(output_dir: Path | str) -> pd.DataFrame:
-    """Every evaluation of a run as a table, one row a completion and quantity.
+    """Every evaluation of a run as a table, one row per completion and quantity.
 
     Columns: ``suite``, ``step`` (optimiser steps), ``prompt_id``, ``task``, ``sample``, ``quantity`` (a score's name,
-    ``kl/<name>/sequence`` in nats a completion, or ``kl/<name>/token`` in nats a token), ``value`` (NaN where there is
+    ``kl/<name>/sequence`` in nats per completion, or ``kl/<name>/token`` in nats per token), ``value`` (NaN where there is
     none) and ``status`` (value, abstain or failed). Errors as :func:`read_rows`.
     """
     return frame(read_rows(output_dir))

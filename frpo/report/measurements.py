@@ -28,8 +28,8 @@ class Measurements:
 
     Args:
         results: the study they come from.
-        methods: one row a method in display order: ``family`` and its factors without the prefix.
-        conditions: one row a downstream run (task and factors), indexed by label: ``task`` and its factors.
+        methods: one row per method in display order: ``family`` and its factors without the prefix.
+        conditions: one row per downstream run (task and factors), indexed by label: ``task`` and its factors.
         means: one row for each ``method``, ``seed``, ``condition`` ("" before fine-tuning), ``step`` and ``measure``
             ("suite/quantity"): ``value`` is the mean over prompts of the mean over a prompt's samples, ``prompts``,
             ``completions`` and ``failed`` are counts.
@@ -141,7 +141,7 @@ def measure(results: StudyResults) -> Measurements:
 
 
 def sampled_rewards(m: Measurements) -> pd.DataFrame:
-    """Rewards of the trained policies' samples: rows (method, seed, prompt_id), one column a sample."""
+    """Rewards of the trained policies' samples: rows (method, seed, prompt_id), one column per sample."""
     frame, role = m.results.frame, m.roles.get("sampled")
     if not role:
         return pd.DataFrame()

@@ -134,7 +134,7 @@ def _made(m: Measurements) -> dict[str, str]:
         "downstream settings": "; ".join(m.conditions.index) or "none",
         "measured steps": ", ".join(str(step) for step in sorted(means["step"].unique())),
         "prompts": "; ".join(f"{name}: {count}" for name, count in prompts.items()),
-        "rows": f"{len(frame)} (a completion and quantity each)",
+        "rows": f"{len(frame)} (one per completion and quantity)",
         "roles": "; ".join(f"{key}: {value}" for key, value in roles.items()),
         "code of the runs": "; ".join(sorted(set(m.results.versions))) or "not recorded",
         "report by": f"frpo {__version__}",

@@ -33,7 +33,7 @@ RINGS = "Ringed in black: the baseline and the headline's method."
 
 def matched_figure(m: Measurements, styles: Styles, table: Table, primary: str | None) -> Picture | None:
     """Retained safety against reward and KL before fine-tuning: the baseline's sweep as a line, FRPO as points."""
-    columns = {"reward before": "reward before", KL: "KL before, nats a completion"}
+    columns = {"reward before": "reward before", KL: "KL before, nats per completion"}
     figure = _scatter(m, styles, table, primary, columns, line=baseline_sweep(m, m.baseline))
     text = (
         f"A line joins {m.family(m.baseline)} at its betas, where there are several: what a weaker or stronger KL "
@@ -98,7 +98,7 @@ def _measured(table: Table, column: str) -> list[str]:
 
 
 def learning_rates(m: Measurements, styles: Styles, primary: str | None) -> Picture | None:
-    """Retained safety against the downstream learning rate, a panel a task."""
+    """Retained safety against the downstream learning rate, a panel per task."""
     table = m.retained(m.roles.get("safety"))
     if table.empty or "lr" not in m.conditions or m.conditions["lr"].nunique() < 2:
         return None
@@ -128,7 +128,7 @@ def learning_rates(m: Measurements, styles: Styles, primary: str | None) -> Pict
 
 
 def lambda_sweep(m: Measurements, styles: Styles, table: Table) -> Picture | None:
-    """Retained safety against lambda: a line for each setting of everything else, a panel a scale of beta."""
+    """Retained safety against lambda: a line for each setting of everything else, a panel per scale of beta."""
     lines = list(_lambda_lines(m, table))
     if not lines:
         return None
@@ -192,7 +192,7 @@ def beta_sweep(m: Measurements, styles: Styles, table: Table) -> Picture | None:
         fit_axis(ax.yaxis, [y.mean for y in ys] if column != KL else [])
         ax.set_xscale("log")
         log_axis(ax.xaxis, betas)
-        ax.set_xlabel("beta, units of reward a nat")
+        ax.set_xlabel("beta, units of reward per nat")
         ax.set_title(label)
     text = "What the strength of the KL constraint alone does. Means over seeds with 95% intervals."
     return Picture("beta_sweep", f"{m.family(m.baseline)} by beta", text, png(figure))
