@@ -60,8 +60,8 @@ def read_frame(output_dir: Path | str) -> pd.DataFrame:
     """Every evaluation of a run as a table, one row per completion and quantity.
 
     Columns: ``suite``, ``step`` (optimiser steps), ``prompt_id``, ``task``, ``sample``, ``quantity`` (a score's name,
-    ``kl/<name>/sequence`` in nats per completion, or ``kl/<name>/token`` in nats per token), ``value`` (NaN where there is
-    none) and ``status`` (value, abstain or failed). Errors as :func:`read_rows`.
+    ``kl/<name>/sequence`` in nats per completion, or ``kl/<name>/token`` in nats per token), ``value`` (NaN where there
+    is none) and ``status`` (value, abstain or failed). Errors as :func:`read_rows`.
     """
     return frame(read_rows(output_dir))
 

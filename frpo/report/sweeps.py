@@ -35,21 +35,25 @@ def matched_figure(m: Measurements, styles: Styles, table: Table, primary: str |
     """Retained safety against reward and KL before fine-tuning: the baseline's sweep as a line, FRPO as points."""
     columns = {"reward before": "reward before", KL: "KL before, nats per completion"}
     figure = _scatter(m, styles, table, primary, columns, line=baseline_sweep(m, m.baseline))
+    if figure is None:
+        return None
     text = (
         f"A line joins {m.family(m.baseline)} at its betas, where there are several: what a weaker or stronger KL "
         f"constraint alone gives. A method above the line retains more than that. Means over seeds with 95% intervals. "
         f"{RINGS}"
     )
-    return figure and Picture("matched", "Retained safety at equal reward and at equal KL", text, png(figure))
+    return Picture("matched", "Retained safety at equal reward and at equal KL", text, png(figure))
 
 
 def tradeoff(m: Measurements, styles: Styles, table: Table, primary: str | None) -> Picture | None:
     """Retained safety against the downstream task score and against helpfulness: a point for each method."""
     columns = {name: name for name in ("task score reached", "helpfulness retained")}
     figure = _scatter(m, styles, table, primary, columns)
+    if figure is None:
+        return None
     text = f"Means over downstream runs and steps >= {m.retained_from}, then over seeds, with 95% intervals. Up and to "
     text += f"the right is better. {RINGS}"
-    return figure and Picture("tradeoff", "What the retained safety costs", text, png(figure))
+    return Picture("tradeoff", "What the retained safety costs", text, png(figure))
 
 
 def _scatter(
