@@ -65,7 +65,7 @@ def _parser() -> ArgumentParser:
 
 
 def table(found: dict[str, Measured]) -> str:
-    """One line a judge: metrics with their intervals, rows counted, and rows without a value."""
+    """One line per judge: metrics with their intervals, rows counted, and rows without a value."""
     names = list(next(iter(found.values())).metrics)
     width = max(map(len, found))
     lines = [

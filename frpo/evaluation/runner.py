@@ -43,7 +43,7 @@ class Evaluated:
 def run_suite(
     name: str, suite: Suite, policy: Evaluated, prompts: EvaluationLoader, frozen: FrozenModels
 ) -> list[Placed]:
-    """Answer, judge and measure this rank's ``prompts``; one row a completion.
+    """Answer, judge and measure this rank's ``prompts``; one row per completion.
 
     Training does not notice: modes of the model's modules and the global random generators are as before afterwards,
     and no gradient is computed. Within, the generators start from the suite's seed, for a reward that draws from them.

@@ -84,8 +84,19 @@ class Job(ABC):
         """Build the models without weights, in the types they are loaded in."""
 
     @abstractmethod
+    def update(self, trained: Any) -> Update:
+        """The forward and backward passes of a step on the model that trains."""
+
     def phases(self, models: Models) -> list[Phase]:
         """What each part of a step holds, but for the optimiser's own step."""
+        others = [] if models.reference is None else [models.reference]
+        settings = (self.micro_batch_size, self.policy.dtype, self.policy.gradient_checkpointing, len(others))
+        return [
+            self._once(
+                ("update", *settings),
+                lambda: update_phase(models.trained, others, self.update(models.trained), autocast=self.autocast),
+            )
+        ]
 
     def changes(self) -> list[Change]:
         """Settings that take less memory and leave the result (up to rounding) as it is."""
@@ -115,13 +126,6 @@ class Job(ABC):
             self.known[key] = trace()
         return self.known[key]
 
-    def _traced_update(self, models: Models, update: Update) -> Phase:
-        others = [] if models.reference is None else [models.reference]
-        settings = (self.micro_batch_size, self.policy.dtype, self.policy.gradient_checkpointing, len(others))
-        return self._once(
-            ("update", *settings), lambda: update_phase(models.trained, others, update, autocast=self.autocast)
-        )
-
     @property
     def _logit_bytes(self) -> int:
         return 2 if self.autocast else (self.cast or DTYPES[self.policy.dtype]).itemsize
@@ -146,19 +150,18 @@ class PolicyJob(Job):
     def phases(self, models: Models) -> list[Phase]:
         """See :class:`Job`."""
         completions = self.rollouts[0].prompts * self.rollouts[0].group_size
-        return [
-            *(
-                self._once((r.name, r.at_once, self.policy.dtype), self._rollout(models.trained, r))
-                for r in self.rollouts
-            ),
-            *(self._once(s.name, partial(reward_phase, s, completions)) for s in models.scorers),
-            self._traced_update(models, self._update(models.trained)),
+        drawn = [
+            self._once(
+                (r.name, r.at_once, self.policy.dtype),
+                partial(rollout_phase, models.trained, r, autocast=self.autocast),
+            )
+            for r in self.rollouts
         ]
+        judged = [self._once(s.name, partial(reward_phase, s, completions)) for s in models.scorers]
+        return [*drawn, *judged, *super().phases(models)]
 
-    def _rollout(self, trained: Any, rollout: Rollout) -> Callable[[], Phase]:
-        return partial(rollout_phase, trained, rollout, autocast=self.autocast)
-
-    def _update(self, trained: Any) -> Update:
+    def update(self, trained: Any) -> Update:
+        """See :class:`Job`."""
         rollout = self.rollouts[0]
         L, T = rollout.prompt_tokens, rollout.sampler.max_new_tokens
         completions = rollout.prompts * rollout.group_size
@@ -216,9 +219,9 @@ class SupervisedJob(Job):
         """See :class:`Job`."""
         return Models(blank_policy(self.policy), None, ())
 
-    def phases(self, models: Models) -> list[Phase]:
+    def update(self, trained: Any) -> Update:
         """See :class:`Job`."""
-        b, S, V = min(self.micro_batch_size, self.rows), self.tokens, models.trained.config.get_text_config().vocab_size
+        b, S, V = min(self.micro_batch_size, self.rows), self.tokens, trained.config.get_text_config().vocab_size
 
         def forward(model: Any, frozen: Any) -> tuple[Tensor, Any]:
             ids = torch.ones(b, S, dtype=torch.int64)
@@ -227,14 +230,13 @@ class SupervisedJob(Job):
             ).logits[:, :-1]
             return completion_nll(logits, ids[:, 1:], torch.ones(b, S - 1, dtype=torch.bool)).sum(), None
 
-        update = Update(
+        return Update(
             forward,
             f"micro-batch of {b} x {S} tokens",
             passes=-(-self.rows // b),
             logits=b * S * V * self._logit_bytes,
             logits_how=f"[{b}, {S}, {V}] of {self._logit_bytes} bytes, for a prompt of one token",
         )
-        return [self._traced_update(models, update)]
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ class ScorerJob(Job):
         scorer.base = self.policy
         return Models(blank_scorer(scorer), None, ())
 
-    def phases(self, models: Models) -> list[Phase]:
+    def update(self, trained: Any) -> Update:
         """See :class:`Job`."""
         b, S = min(self.micro_batch_size, self.rows), self.scorer.max_length
 
@@ -261,11 +263,10 @@ class ScorerJob(Job):
             ids = torch.ones(b * self.responses, S, dtype=torch.int64)
             return model(input_ids=ids, attention_mask=ids).logits.sum(), None
 
-        update = Update(
+        return Update(
             forward,
             f"micro-batch of {b} x {self.responses} conversations of {S} tokens",
             passes=-(-self.rows // b),
             logits=0,
             logits_how="one number per conversation",
         )
-        return [self._traced_update(models, update)]

@@ -158,7 +158,7 @@ def test_the_peak_of_an_update_is_that_of_one_that_is_run(wide_dir, mbs):
     phase = next(p for p in make_plan(planned, ONE, gpu=False).phases if p.name == "update")
     model = planned.policy.load()
     frozen = FrozenCopy().load(planned.policy, model)
-    update = planned._update(model)
+    update = planned.update(model)
     with LiveBytes([*model.parameters(), *model.buffers(), *frozen.parameters(), *frozen.buffers()]) as live:
         for _ in range(update.passes):
             loss, _ = update.forward(model, frozen)
