@@ -71,7 +71,7 @@ def _top_level() -> dict[str, Field]:
     return {
         "data_dir": Field(str, "data"),
         "out": Field(str | None, None),
-        "agreement": Group(settings, {}),
+        "agreement": Field(Group(settings, {}), None),
     }
 
 

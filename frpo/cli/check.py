@@ -176,7 +176,7 @@ class Checker:
             self._forget(f"{path}.{name}")
         if dropped:
             self.findings.warned.append(
-                f"{path}: {self.source} replaces the whole mapping: dropped {', '.join(dropped)}; repeat what is to stay"
+                f"{path}: {self.source} replaces the mapping: dropped {', '.join(dropped)}; repeat what is to stay"
             )
 
     def _group(self, value: Any, group: Group, path: str) -> None:
