@@ -207,6 +207,8 @@ class Checker:
         elif earlier is not None:
             chosen.given = earlier.given
         self.chosen[path] = chosen
+        if "class_path" in spec:  # it is described anew, its mappings too
+            self.parts = {known: names for known, names in self.parts.items() if not known.startswith(f"{path}.")}
         self._init_args(spec, chosen, path)
 
     def _named_class(self, spec: dict[str, Any], accepted: Field, path: str) -> tuple[str, Callable[..., Any]] | None:
