@@ -103,7 +103,7 @@ def test_the_command_line_names_classes_and_settings_as_briefly(printed: Any):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("objective: {class_path: FRPOO}", "model.init_args.objective.class_path: no Objective is called 'FRPOO'; did you mean "),
+        ("objective: {class_path: FRPOO}", "objective.class_path: no Objective is called 'FRPOO'; did you mean "),
         ("objective: {estimator: Jacknife}", "no Estimator is called 'Jacknife'; did you mean Jackknife?"),
         ("reference: AdapterDisable", "no Reference is called 'AdapterDisable'; did you mean AdapterDisabled?"),
         ("reference: Router", "frpo.rewards.router.Router is no Reference"),
