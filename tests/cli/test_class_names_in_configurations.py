@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 import yaml
 
 from frpo.models.checkpoint import build_policy
-from frpo.rewards.base import Reward
 from frpo.tiny.policy import TinyPolicy
 
 SHORT = """
@@ -117,21 +117,27 @@ def test_a_mistyped_name_is_answered_with_the_nearest(folder: Path, frpo: Any, s
     assert said in err
 
 
-def test_a_class_of_the_same_name_elsewhere_does_not_disturb_ours(printed: Any):
-    class TinyRisky(Reward):
-        def __call__(self, completions: Any) -> Any: ...
-
-    found, _ = printed(f"include: [{NAME}]")
+def test_a_class_of_the_same_name_elsewhere_does_not_disturb_ours(
+    printed: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (folder / "mine.py").write_text(
+        "from frpo.rewards.base import Reward\n\nclass TinyRisky(Reward):\n    def __call__(self, completions): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    own = "model: {reward: {routes: {risky: TinyRisky, benign: mine.TinyRisky}}}"
+    found, _ = printed(f"include: [{NAME}]\n{own}")
+    found, _ = printed(f"include: [{NAME}]\n{own}")  # the second is imported by now
     routes = found["model"]["init_args"]["reward"]["init_args"]["routes"]
-    assert routes["risky"] == {"class_path": "frpo.tiny.rewards.TinyRisky"}
-    del TinyRisky
+    assert [route["class_path"] for route in routes.values()] == ["frpo.tiny.rewards.TinyRisky", "mine.TinyRisky"]
+    monkeypatch.delitem(sys.modules, "mine")
 
 
 def test_a_mapping_by_name_is_replaced_and_that_is_said(printed: Any):
     found, err = printed(f"include: [{NAME}]\nmodel: {{reward: {{routes: {{risky: Caution}}}}}}")
     assert list(found["model"]["init_args"]["reward"]["init_args"]["routes"]) == ["risky"]
     assert "model.init_args.reward.init_args.routes: own.yaml replaces the mapping: dropped benign" in err
-    _, err = printed(SHORT)
+    anew = "{class_path: Router, init_args: {routes: {risky: Caution}}}"
+    _, err = printed(f"include: [{NAME}]\nmodel: {{reward: {anew}}}")
     assert "replaces the mapping" not in err, "a class that is described anew is described in full"
 
 
