@@ -161,7 +161,7 @@ class Objective(ABC):
 
 
 class FRPO(Objective):
-    """Fine-tuning Robust Policy Optimization (arXiv 2602.08813).
+    """Fine-tuning Robust Policy Optimization (arXiv 2602.08813, section 4; its gradient, appendix E).
 
     ``L = log mean_i w_i a_i - mean_i a_i`` with ``w_i = exp(-(r_i - mean r)/lambda)``, times max(lambda, 1), averaged
     over prompts; the logarithm of the mean is estimated by ``estimator``. Minimising it maximises the entropic risk

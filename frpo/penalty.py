@@ -46,7 +46,11 @@ class KLPenalty:
         require.number("KLPenalty.beta", self.beta.lower_bound(), at_least=0, hint=hint)
 
     def coefficient(self, step: int, lam: float | None) -> float:
-        """What multiplies the KL in the loss at ``step``; ``lam`` is None for an objective without lambda."""
+        """What multiplies the KL in the loss at ``step``; ``lam`` is None for an objective without lambda.
+
+        >>> [KLPenalty(beta=0.05, beta_scale=scale).coefficient(0, lam=0.5) for scale in ("loss", "objective")]
+        [0.05, 0.1]
+        """
         beta = self.beta.value(step)
         return beta * max(lam, 1.0) / lam if self.beta_scale == "objective" and lam is not None else beta
 

@@ -47,7 +47,11 @@ class Schedule(ABC):
 
 
 class Constant(Schedule):
-    """The same value at every step."""
+    """The same value at every step.
+
+    >>> Constant(0.1).value(500)
+    0.1
+    """
 
     def __init__(self, value: float) -> None:
         self._value = float(require.number("Constant.value", value))
@@ -87,14 +91,24 @@ class _Curve(Schedule):
 
 
 class Linear(_Curve):
-    """A straight line from ``start`` to ``end``."""
+    """A straight line from ``start`` to ``end``.
+
+    >>> line = Linear(start=1.0, end=0.0, steps=10, warmup=2)
+    >>> [line.value(step) for step in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
 
     def _fall(self, progress: float) -> float:
         return 1.0 - progress
 
 
 class Cosine(_Curve):
-    """Half a cosine wave from ``start`` to ``end``."""
+    """Half a cosine wave from ``start`` to ``end``.
+
+    >>> wave = Cosine(start=1.0, end=0.0, steps=8)
+    >>> [round(wave.value(step), 3) for step in (0, 2, 4, 8)]
+    [1.0, 0.854, 0.5, 0.0]
+    """
 
     def _fall(self, progress: float) -> float:
         return (1.0 + math.cos(math.pi * progress)) / 2.0
@@ -104,6 +118,11 @@ class AdaptiveKL(Schedule):
     """Beta that steers the KL to ``target``: ``beta *= 1 + gain * clip(KL/target - 1, -0.2, 0.2)``.
 
     Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. KL and target are in nats per token.
+
+    >>> beta = AdaptiveKL(initial=0.1, target=0.02)
+    >>> beta.observe(kl=0.04, rewards=torch.ones(1, 2), reward_mask=torch.ones(1, 2, dtype=torch.bool))
+    >>> round(beta.value(1), 4)  # too far away: 0.1 * (1 + 0.1 * 0.2)
+    0.102
     """
 
     def __init__(self, initial: float, target: float, gain: float = 0.1) -> None:
