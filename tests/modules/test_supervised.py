@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
+import forks
 import pytest
 import runs
 import supervised_runs
@@ -181,18 +181,9 @@ def ddp_run(model_dir: Path, out: Path, processes: int) -> None:
     fit(model, out.parent, data, max_steps=5, **options)
 
 
-def in_process(target, *args, **kwargs) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs", "supervised_runs"])
-    process = context.Process(target=target, args=args, kwargs=kwargs)
-    process.start()
-    process.join(240)
-    assert process.exitcode == 0, "the run failed or hung"
-
-
 def test_two_processes_equal_one(model_dir: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
-        in_process(ddp_run, model_dir, tmp_path / f"{processes}.pt", processes)
+        assert forks.call(ddp_run, model_dir, tmp_path / f"{processes}.pt", processes) == 0
     one, two = (torch.load(tmp_path / f"{processes}.pt", weights_only=True) for processes in (1, 2))
     for name, value in one["weights"].items():
         assert (value - two["weights"][name]).abs().max() < 1e-6, name

@@ -1,7 +1,7 @@
 import sqlite3
-from multiprocessing import get_context
 
 import cache_writer
+import forks
 import pytest
 from judge_server import chat, endpoint, says, serving
 
@@ -106,8 +106,7 @@ def test_many_keys_are_found_in_one_go(tmp_path):
 
 def test_several_processes_write_at_once(tmp_path):
     path = tmp_path / "cache.sqlite"
-    context = get_context("forkserver")
-    workers = [context.Process(target=cache_writer.write, args=(path, worker)) for worker in range(3)]
+    workers = [forks.context().Process(target=cache_writer.write, args=(path, worker)) for worker in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
