@@ -24,6 +24,7 @@ from frpo.models.export import export_policy
 from frpo.study.cells import Cell, replaced
 from frpo.study.folder import POLICY, cell_folder
 from frpo.study.spec import StudySpec, Tree
+from frpo.study.spelling import spelled_out
 
 PRELOAD = ("frpo.cli.cell", "frpo.modules.supervised")
 """What the process of a cell has from its start."""
@@ -87,7 +88,7 @@ def _written(layers: list[Tree], folder: Path) -> list[str]:
     words: list[str] = []
     for number, layer in enumerate(layers):
         file = folder / f"{number:02d}.yaml"
-        file.write_text(yaml.safe_dump(layer, sort_keys=False), encoding="utf-8")
+        file.write_text(yaml.safe_dump(spelled_out(layer), sort_keys=False), encoding="utf-8")
         words += ["--config", str(file)]
     return words
 
@@ -105,11 +106,11 @@ def _names(study: Path, cell: Cell) -> dict[str, str]:
 
 def _placed(cell: Cell, folder: Path, data_dir: str, tracking: Tree | None, run_name: str) -> Tree:
     """Name, folders and loggers of a run; these do not change what it computes."""
-    loggers: list[Tree] = [{"class_path": "frpo.run.metrics_csv.MetricsCSV", "init_args": {"output_dir": str(folder)}}]
+    loggers: list[Tree] = [{"class_path": "MetricsCSV", "output_dir": str(folder)}]
     if tracking is not None:
         tags = {**tracking.get("tags", {}), **_tags(cell)}
         settings = {**tracking, "tags": tags, "run_name": run_name, "output_dir": str(folder)}
-        loggers.append({"class_path": "frpo.run.tracker.MLflowTracker", "init_args": settings})
+        loggers.append({"class_path": "MLflowTracker", **settings})
     return {"name": cell.id, "output_dir": str(folder), "data_dir": data_dir, "trainer": {"logger": loggers}}
 
 
@@ -143,12 +144,12 @@ def _in_process_of_its_own(words: list[str]) -> int:
 
 
 def _export(cell: Cell, folder: Path) -> None:
-    trust = bool(cell.described_policy().get("init_args", {}).get("trust_remote_code", False))
+    trust = bool(cell.described_policy().get("trust_remote_code", False))
     if cell.layers:
         loaded = load_policy(folder / "checkpoints" / "last.ckpt", trust_remote_code=trust)
         policy, model = loaded.policy, loaded.model
     else:
-        policy = build_policy(cell.policy)
+        policy = build_policy(spelled_out(cell.policy))
         policy.prepare()
         model = policy.load()
     merge = hasattr(model, "peft_config")
@@ -158,12 +159,12 @@ def _export(cell: Cell, folder: Path) -> None:
 def _evaluation(cell: Cell, folder: Path, suites: Tree) -> Tree:
     """The configuration that measures the policy, in the arithmetic it was trained in."""
     kept = ("dtype", "attn_implementation", "trust_remote_code", "chat_template", "pad_token")
-    described = cell.described_policy().get("init_args", {})
-    settings = {**{name: value for name, value in described.items() if name in kept}, "path": str(folder / POLICY)}
+    settings = {name: value for name, value in cell.described_policy().items() if name in kept}
+    policy = {"class_path": "Policy", **settings, "path": str(folder / POLICY)}
     trainer = cell.merged().get("trainer", {})
     return {
         "seed_everything": cell.seed,
-        "model": {"init_args": {"policy": {"class_path": "frpo.models.policy.Policy", "init_args": settings}}},
+        "model": {"policy": policy},
         "evaluation": {"suites": suites},
         "trainer": {name: value for name, value in trainer.items() if name in ("accelerator", "precision")},
     }
@@ -178,10 +179,7 @@ def _without_start(suites: Tree) -> Tree:
     """A trained policy is where downstream runs start: its KL to the start is 0 and is not measured."""
     kept = {}
     for name, suite in suites.items():
-        settings = suite.get("init_args", suite)
-        kl_to = {key: path for key, path in (settings.get("kl_to") or {}).items() if path != "${study.start}"}
-        if not kl_to and not settings.get("scores"):
-            continue
-        plain = {**settings, "kl_to": kl_to or None}
-        kept[name] = {**suite, "init_args": plain} if "init_args" in suite else plain
+        kl_to = {key: path for key, path in (suite.get("kl_to") or {}).items() if path != "${study.start}"}
+        if kl_to or suite.get("scores"):
+            kept[name] = {**suite, "kl_to": kl_to or None}
     return kept

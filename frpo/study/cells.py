@@ -17,6 +17,7 @@ from frpo.foundation.errors import ConfigError
 from frpo.foundation.yaml_files import read_with_includes
 from frpo.study.factors import checked_factors
 from frpo.study.spec import Entry, StudySpec, Tree, nested, overlaid
+from frpo.study.spelling import flat
 
 ADDRESS_DIGITS = 12
 MAX_CELLS = 100_000
@@ -30,8 +31,8 @@ class Cell:
 
     ``address`` is a hash of all that the result depends on: the settings, the seed, the suites, the version of frpo and
     the address of the policy it starts from. The content of data files is not part of it. ``layers`` are the
-    configuration, each laid over the one before. ``parent`` and ``reference`` are ids of the policy cells that this
-    one starts from, and whose policy is the reference of the parent.
+    configuration, each laid over the one before, spelled by :func:`frpo.study.spelling.flat`. ``parent`` and
+    ``reference`` are ids of the policy cells that this one starts from, and whose policy is the parent's reference.
     """
 
     id: str
@@ -55,7 +56,7 @@ class Cell:
 
     def described_policy(self) -> Tree:
         """The class and settings of the policy: of a model taken as it is, else of the one that is trained."""
-        policy: Tree = self.policy or self.merged()["model"]["init_args"]["policy"]
+        policy: Tree = self.policy or self.merged()["model"]["policy"]
         return policy
 
     @property
@@ -71,7 +72,7 @@ def expand(spec: StudySpec) -> list[Cell]:
 
     @cache
     def recipes(files: tuple[str, ...]) -> tuple[Tree, ...]:
-        return tuple(document.tree for file in files for document in read_with_includes(file))
+        return tuple(flat(document.tree) for file in files for document in read_with_includes(file))
 
     cells: list[Cell] = []
     for seed in spec.seeds:
@@ -164,8 +165,8 @@ def _downstream_cells(spec: StudySpec, policy: Cell, recipes: Recipes) -> list[C
 
 def _layers(recipe: tuple[Tree, ...], settings: Tree, seed: int) -> list[Tree]:
     """The configuration of a run that starts from another's policy: its recipe, then what the study sets."""
-    policy = {"class_path": "frpo.models.policy.Policy", "init_args": {"path": "${study.start}"}}
-    start = {"seed_everything": seed, **nested("model.init_args.policy", policy)}
+    policy = {"class_path": "Policy", "path": "${study.start}"}
+    start = {"seed_everything": seed, **nested("model.policy", policy)}
     return [_with_seed(layer, seed) for layer in (*recipe, overlaid(settings, start))]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from frpo.foundation.errors import ConfigError, clipped, suggestion
 from frpo.foundation.yaml_files import find_file, read_with_includes
 from frpo.study.spec import Axis, Entry, StudySpec, Tree, overlaid
+from frpo.study.spelling import as_class, flat, flat_key
 
 KEYS = (
     "name", "seeds", "methods", "downstream", "evaluation", "report", "tracking", "data_dir", "threads",
@@ -30,7 +31,7 @@ def read_study(path: str) -> StudySpec:
     """
     tree: Tree = {}
     for document in read_with_includes(path):
-        tree = overlaid(tree, document.tree)
+        tree = overlaid(tree, flat(document.tree))
     where = Path(path).name
     tree = _given(tree, where, KEYS)
     methods, downstream = _entries(tree, "methods", where), _entries(tree, "downstream", where)
@@ -77,7 +78,8 @@ def _roles(value: Any, methods: tuple[Entry, ...], downstream: tuple[Entry, ...]
     measures = [measure for name, suite in suites.items() for measure in _measures(name, suite, where)]
     named = {role: measure for role, measure in roles.items() if role not in NOT_MEASURED}
     if "tasks" in roles:
-        roles["tasks"] = _given(roles["tasks"], f"{where}: report.tasks", [entry.name for entry in downstream])
+        tasks = _given(roles["tasks"], f"{where}: report.tasks")
+        roles["tasks"] = _given(tasks, f"{where}: report.tasks", [entry.name for entry in downstream])
         named |= {f"tasks.{task}": measure for task, measure in roles["tasks"].items()}
     for role, measure in named.items():
         if measure not in measures:
@@ -89,8 +91,7 @@ def _roles(value: Any, methods: tuple[Entry, ...], downstream: tuple[Entry, ...]
 
 def _measures(name: str, suite: Any, where: str) -> list[str]:
     where = f"{where}: evaluation.suites.{name}"
-    suite = _mapping(suite, where)
-    settings = _mapping(suite.get("init_args", suite), where)
+    settings = _mapping(suite, where)
     kl_to = _mapping(settings.get("kl_to"), f"{where}: kl_to")
     kls = [f"kl/{key}/{part}" for key in kl_to for part in ("sequence", "token")]
     return [f"{name}/{quantity}" for quantity in [*_mapping(settings.get("scores"), f"{where}: scores"), *kls]]
@@ -117,7 +118,7 @@ def _suites(evaluation: Tree, where: str) -> Tree:
     parts = [document.tree.get("evaluation") for file in files for document in read_with_includes(file)]
     suites: Tree = {}
     for part in (*parts, evaluation):
-        own = _mapping(part, f"{where}: evaluation").get("suites")
+        own = flat(_mapping(part, f"{where}: evaluation")).get("suites")
         suites = overlaid(suites, _mapping(own, f"{where}: evaluation.suites"))
     suites = _given(suites, where)
     if not suites:
@@ -144,7 +145,7 @@ def _entry(name: str, value: Any, where: str, is_method: bool) -> Entry:
     own = ("policy", "from", "family", "compare") if is_method else ()
     tree = _given(value, where, ("config", "settings", "factors", "grid", *own))
     config = _files(tree.get("config", []), where, "recipes/tiny/grpo.yaml")
-    policy, start = tree.get("policy"), tree.get("from")
+    policy, start = as_class(tree.get("policy")), tree.get("from")
     if start is not None and not isinstance(start, str):
         raise ConfigError(f"{where}: from: got {_shown(start)}, expected the name of a method")
     if policy is not None:
@@ -187,9 +188,9 @@ def _axis(name: str, value: Any, where: str) -> Axis:
     if not keys or not all(isinstance(key, str) for key in keys) or not isinstance(values, dict) or not values:
         raise ConfigError(
             f"{where}: expected `key`, a dotted setting (or a list of them), and `values`, a list or a mapping of "
-            "label to value: {key: model.init_args.objective.init_args.lam, values: [1.0, 0.3]}"
+            "label to value: {key: model.objective.lam, values: [1.0, 0.3]}"
         )
-    return Axis(name, keys, {str(label): value for label, value in values.items()})
+    return Axis(name, tuple(map(flat_key, keys)), {str(label): value for label, value in values.items()})
 
 
 def _check_starts(methods: tuple[Entry, ...], where: str) -> None:
