@@ -121,6 +121,22 @@ def test_every_recipe_is_listed():
     assert [recipe for recipe in recipes if f"`{recipe.removesuffix('.yaml')}`" not in listed] == []
 
 
+def test_the_sample_of_the_readme_is_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("frpo.foundation.class_names")
+    from frpo.cli.parsing import FrpoCLI
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sample = re.search(r"^    include: .*\n(?:    .*\n)+", text, re.MULTILINE)
+    assert sample is not None
+    own = sample[0].replace("my_package.scores.helpfulness", "builtins.max")
+    (tmp_path / "mine.yaml").write_text("\n".join(line[4:] for line in own.splitlines()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["frpo"])
+    cli = FrpoCLI("fit", ["--config", "mine.yaml"])
+    assert (cli.model.objective.lam, cli.model.kl.beta_scale) == (0.3, "objective")
+    assert type(cli.model.reward).__name__ == "Router"
+
+
 # ------------------------------------------------------------------------------------------- the code of CONTRIBUTING
 
 
