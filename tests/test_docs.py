@@ -94,7 +94,7 @@ def test_a_page_names_files_and_links_that_exist(page: str):
         target = (ROOT / page).parent / file if file else ROOT / page
         assert target.exists(), link
         assert not anchor or anchor in headings(target), link
-    for name in re.findall(r"\b(?:conf|recipes|frpo|tests|\.ci)/[\w./-]*\w", text):
+    for name in re.findall(r"(?<![\w/-])(?:conf|recipes|frpo|tests|\.ci)/[\w./-]*\w", text):
         assert (ROOT / name).exists(), name
 
 
@@ -107,7 +107,7 @@ def headings(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_modules_and_classes_that_exist(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for path in set(re.findall(r"\bfrpo(?:\.\w+)+", text)):
+    for path in set(re.findall(r"(?<![\w/-])frpo(?:\.\w+)+", text)):
         parent, _, last = path.rpartition(".")
         try:
             import_module(path)
