@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from frpo.foundation import require
 from frpo.functional.logspace import leave_one_out_logsumexp, log_mean_exp
 
 
@@ -66,9 +67,9 @@ class Jackknife(Estimator):
     """
 
     def __init__(self, max_weight: float | None = None) -> None:
-        if max_weight is not None and not max_weight > 0:
-            raise ValueError(f"Jackknife.max_weight must be > 0 or null, got {max_weight}")
-        self.max_weight = max_weight
+        self.max_weight = require.number(
+            "Jackknife.max_weight", max_weight, above=0, finite=False, hint="null never falls back"
+        )
 
     def log_mean(self, log_u: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :class:`Estimator`. A group needs two members that count."""

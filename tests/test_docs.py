@@ -122,7 +122,6 @@ def test_every_recipe_is_listed():
 
 
 def test_the_sample_of_the_readme_is_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("frpo.foundation.class_names")
     from frpo.cli.parsing import FrpoCLI
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -175,13 +174,12 @@ QUICK = """
 include: [conf/debug/limit.yaml]
 trainer: {max_steps: 2, limit_val_batches: 0, logger: false}
 model:
-  init_args:
-    policy: {class_path: frpo.models.policy.Policy, init_args: {path: PATH}}
-    sampler: {init_args: {max_new_tokens: 4}}
+  policy: {class_path: Policy, init_args: {path: PATH}}
+  sampler: {max_new_tokens: 4}
 evaluation:
   suites:
     riddles:
-      sampler: {class_path: frpo.rollouts.in_process.InProcessSampler, init_args: {max_new_tokens: 4, temperature: 0.0}}
+      sampler: {class_path: InProcessSampler, init_args: {max_new_tokens: 4, temperature: 0.0}}
 """
 
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 import random
 from pathlib import Path
 from typing import Any
 
 import evaluation_toys as toys
+import forks
 import lightning as L
 import pytest
 import runs
@@ -219,13 +219,8 @@ def run(model_dir: Path, out: Path, processes: int) -> None:
 
 
 def test_two_processes_write_and_log_what_one_does(model_dir, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs", "evaluation_toys"])
     for processes in (1, 2):
-        process = context.Process(target=run, args=(model_dir, tmp_path / str(processes), processes))
-        process.start()
-        process.join(240)
-        assert process.exitcode == 0, "the run failed or hung"
+        assert forks.call(run, model_dir, tmp_path / str(processes), processes) == 0
     one, two = tmp_path / "1", tmp_path / "2"
     for step in (0, 2):
         assert metrics(two)[step] == pytest.approx(metrics(one)[step], rel=1e-5, abs=1e-9)

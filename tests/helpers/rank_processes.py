@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import socket
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forks
 import torch
 import torch.distributed
 
@@ -38,8 +38,7 @@ def _child(rank: int, processes: int, port: int, folder: Path, function: Callabl
 
 def run(folder: Path, function: Callable[..., Any], *args: Any, processes: int = 2, limit_s: int = 60) -> list[Rank]:
     """Run ``function(rank, *args)``; a process that is left after ``limit_s`` has the status None."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs", "frpo.run.end_together", "frpo.modules.policy_optimization"])
+    context = forks.context()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

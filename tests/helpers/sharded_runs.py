@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import forks
 import lightning.pytorch.strategies.fsdp
 import runs
 import supervised_runs
@@ -205,8 +205,7 @@ def run(make, make_data, out: Path, kind: str | None = None, processes: int = 2,
 
 
 def _start(processes: int, *arguments: Any) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sharded_runs"])
+    context = forks.context()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

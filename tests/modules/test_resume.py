@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
 
+import forks
 import pytest
 import runs
 import torch
@@ -89,21 +89,10 @@ def run(model_dir: Path, root: Path, *, full: bool, kill=None, call: int = 0, ck
     torch.save({**runs.weights(model), "extra": extra}, root / "final.pt")
 
 
-def in_process(*args, **kwargs) -> int:
-    """Run in a process of its own, forked from a server that has imported everything; its exit code."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs", "frpo.modules.policy_optimization"])
-    process = context.Process(target=run, args=args, kwargs=kwargs)
-    process.start()
-    process.join(120)
-    assert process.exitcode is not None, "the run hung"
-    return process.exitcode
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["lora", "full"])
 def uninterrupted(request, model_dir: Path, tmp_path_factory):
     root = tmp_path_factory.mktemp("uninterrupted")
-    assert in_process(model_dir, root, full=request.param) == 0
+    assert forks.call(run, model_dir, root, full=request.param) == 0
     return request.param, torch.load(root / "final.pt", weights_only=True)
 
 
@@ -120,18 +109,18 @@ def uninterrupted(request, model_dir: Path, tmp_path_factory):
 )
 def test_killed_and_resumed_is_bit_identical(uninterrupted, model_dir: Path, tmp_path: Path, death) -> None:
     full, expected = uninterrupted
-    assert in_process(model_dir, tmp_path, full=full, **death) == -signal.SIGKILL
+    assert forks.call(run, model_dir, tmp_path, full=full, **death) == -signal.SIGKILL
     last = tmp_path / "checkpoints" / "last.ckpt"
     resumed_from = torch.load(last, weights_only=True)["global_step"]
     assert 0 < resumed_from < STEPS
-    assert in_process(model_dir, tmp_path, full=full, ckpt=str(last)) == 0
+    assert forks.call(run, model_dir, tmp_path, full=full, ckpt=str(last)) == 0
     final = torch.load(tmp_path / "final.pt", weights_only=True)
     assert final.pop("extra") == expected["extra"]
     assert all(torch.equal(value, expected[name]) for name, value in final.items())
 
 
 def test_a_checkpoint_holds_what_trains_and_no_more(model_dir: Path, tmp_path: Path) -> None:
-    assert in_process(model_dir, tmp_path, full=False) == 0
+    assert forks.call(run, model_dir, tmp_path, full=False) == 0
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["state_dict"]
     assert all("lora_" in name for name in checkpoint["state_dict"])
@@ -153,7 +142,7 @@ def test_a_checkpoint_holds_what_trains_and_no_more(model_dir: Path, tmp_path: P
     ],
 )
 def test_refuses_a_checkpoint_of_another_run(model_dir: Path, tmp_path: Path, change, named: str) -> None:
-    assert in_process(model_dir, tmp_path, full=False) == 0
+    assert forks.call(run, model_dir, tmp_path, full=False) == 0
     path = tmp_path / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     change(checkpoint)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
+import forks
 import pytest
 import runs
 import torch
@@ -192,13 +192,8 @@ def run_on(model_dir: Path, out: Path, processes: int) -> None:
 
 
 def test_two_processes_ascend_to_one_point(model_dir: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["runs", "frpo.modules.policy_optimization"])
     run_on(model_dir, tmp_path / "1.pt", 1)
-    process = context.Process(target=run_on, args=(model_dir, tmp_path / "2.pt", 2))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0, "the run failed or hung"
+    assert forks.call(run_on, model_dir, tmp_path / "2.pt", 2) == 0
     results = [torch.load(tmp_path / f"{processes}.pt", weights_only=True) for processes in (1, 2)]
     assert difference(results[0], results[1]) < 1e-6
 

@@ -1,7 +1,7 @@
 import sqlite3
-from multiprocessing import get_context
 
 import cache_writer
+import forks
 import pytest
 from judge_server import chat, endpoint, says, serving
 
@@ -99,16 +99,14 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path):
 def test_many_keys_are_found_in_one_go(tmp_path):
     cache = AnswerCache(tmp_path / "cache.sqlite")
     cache.setup()
-    with cache.open() as answers:
-        for i in range(5):
-            answers.put(f"k{i * 300}", {"i": i})
-        assert answers.get([f"k{i}" for i in range(1300)]) == {f"k{i * 300}": {"i": i} for i in range(5)}
+    for i in range(5):
+        cache.put(f"k{i * 300}", {"i": i})
+    assert cache.get([f"k{i}" for i in range(1300)]) == {f"k{i * 300}": {"i": i} for i in range(5)}
 
 
 def test_several_processes_write_at_once(tmp_path):
     path = tmp_path / "cache.sqlite"
-    context = get_context("forkserver")
-    workers = [context.Process(target=cache_writer.write, args=(path, worker)) for worker in range(3)]
+    workers = [forks.context().Process(target=cache_writer.write, args=(path, worker)) for worker in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
