@@ -94,7 +94,7 @@ def test_a_page_names_files_and_links_that_exist(page: str):
         target = (ROOT / page).parent / file if file else ROOT / page
         assert target.exists(), link
         assert not anchor or anchor in headings(target), link
-    for name in re.findall(r"\b(?:conf|recipes|frpo|tests|\.ci)/[\w./-]*\w", text):
+    for name in re.findall(r"(?<![\w/-])(?:conf|recipes|frpo|tests|\.ci)/[\w./-]*\w", text):
         assert (ROOT / name).exists(), name
 
 
@@ -107,7 +107,7 @@ def headings(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_modules_and_classes_that_exist(page: str):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for path in set(re.findall(r"\bfrpo(?:\.\w+)+", text)):
+    for path in set(re.findall(r"(?<![\w/-])frpo(?:\.\w+)+", text)):
         parent, _, last = path.rpartition(".")
         try:
             import_module(path)
@@ -119,6 +119,21 @@ def test_every_recipe_is_listed():
     listed = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     recipes = sorted(path.relative_to(ROOT / "recipes").as_posix() for path in (ROOT / "recipes").rglob("*.yaml"))
     assert [recipe for recipe in recipes if f"`{recipe.removesuffix('.yaml')}`" not in listed] == []
+
+
+def test_the_sample_of_the_readme_is_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from frpo.cli.parsing import FrpoCLI
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sample = re.search(r"^    include: .*\n(?:    .*\n)+", text, re.MULTILINE)
+    assert sample is not None
+    own = sample[0].replace("my_package.scores.helpfulness", "builtins.max")
+    (tmp_path / "mine.yaml").write_text("\n".join(line[4:] for line in own.splitlines()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["frpo"])
+    cli = FrpoCLI("fit", ["--config", "mine.yaml"])
+    assert (cli.model.objective.lam, cli.model.kl.beta_scale) == (0.3, "objective")
+    assert type(cli.model.reward).__name__ == "Router"
 
 
 # ------------------------------------------------------------------------------------------- the code of CONTRIBUTING
@@ -159,13 +174,12 @@ QUICK = """
 include: [conf/debug/limit.yaml]
 trainer: {max_steps: 2, limit_val_batches: 0, logger: false}
 model:
-  init_args:
-    policy: {class_path: frpo.models.policy.Policy, init_args: {path: PATH}}
-    sampler: {init_args: {max_new_tokens: 4}}
+  policy: {class_path: Policy, init_args: {path: PATH}}
+  sampler: {max_new_tokens: 4}
 evaluation:
   suites:
     riddles:
-      sampler: {class_path: frpo.rollouts.in_process.InProcessSampler, init_args: {max_new_tokens: 4, temperature: 0.0}}
+      sampler: {class_path: InProcessSampler, init_args: {max_new_tokens: 4, temperature: 0.0}}
 """
 
 
