@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format clean
+.PHONY: help setup run test lint format docs clean
 
 help: ## show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: $(STAMP) ## check style, formatting and types
 format: $(STAMP) ## format the code and sort its imports
 	$(BIN)/ruff check --fix --select I frpo tests
 	$(BIN)/ruff format frpo tests
+
+docs: $(STAMP) ## build the API reference from the docstrings into build/docs
+	$(BIN)/python .ci/docs.py
 
 clean: ## remove .venv, caches and build leftovers; outputs/ and mlflow.db stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from frpo.foundation import require
 from frpo.functional.logspace import leave_one_out_logsumexp, log_mean_exp
 
 
@@ -27,7 +28,12 @@ class Estimator(ABC):
 
 
 class Naive(Estimator):
-    """``log (1/G) sum_i u_i``. Bias -Var(u) / (2 G E[u]^2) + O(1/G^2)."""
+    """``log (1/G) sum_i u_i``. Bias -Var(u) / (2 G E[u]^2) + O(1/G^2) (arXiv 2602.08813, appendix F).
+
+    >>> log_u = torch.tensor([1.0, 3.0]).log()
+    >>> round(Naive().log_mean(log_u).item(), 4)
+    0.6931
+    """
 
     def log_mean(self, log_u: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :class:`Estimator`."""
@@ -39,7 +45,9 @@ class Naive(Estimator):
 
 
 class Jackknife(Estimator):
-    """``G log Z - ((G-1)/G) sum_i log Z_-i``: the jackknife of :class:`Naive` (arXiv 2602.08813; Quenouille 1956).
+    """``G log Z - ((G-1)/G) sum_i log Z_-i``: the jackknife of :class:`Naive` (Quenouille 1956).
+
+    arXiv 2602.08813, section 4 and, for the bias, appendix F.
 
     Bias O(1/G^2) where a group holds several of the completions that dominate E[u]: G p large against 1, with p the
     probability of such a completion. With u = exp(-A/lambda) and lambda >= 0.5 (rewards in [0, 1]) that holds from
@@ -52,12 +60,16 @@ class Jackknife(Estimator):
         max_weight: a group with a weight beyond this in absolute value is estimated by :class:`Naive` instead (counted
             in the metric ``jackknife_fallback``). Any value >= 2 or None never falls back; 1.0 falls back wherever a
             weight exceeds what the naive estimator could give.
+
+    >>> log_u = torch.tensor([1.0, 3.0]).log()
+    >>> round(Jackknife().log_mean(log_u).item(), 4)  # 2 log 2 - (log 1 + log 3) / 2
+    0.837
     """
 
     def __init__(self, max_weight: float | None = None) -> None:
-        if max_weight is not None and not max_weight > 0:
-            raise ValueError(f"Jackknife.max_weight must be > 0 or null, got {max_weight}")
-        self.max_weight = max_weight
+        self.max_weight = require.number(
+            "Jackknife.max_weight", max_weight, above=0, finite=False, hint="null never falls back"
+        )
 
     def log_mean(self, log_u: Tensor, mask: Tensor | None = None) -> Tensor:
         """See :class:`Estimator`. A group needs two members that count."""

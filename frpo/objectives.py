@@ -1,6 +1,6 @@
 """Objectives: log-probabilities and rewards of a group in, loss and metrics out.
 
-Every objective here depends on the policy only through one number a completion, the mean clipped ratio a_i, and is a
+Every objective here depends on the policy only through one number per completion, the mean clipped ratio a_i, and is a
 function of the group's a_1..a_G and rewards. That is what makes micro-batching exact: the gradient of a batch is
 sum_i (dL/da_i) grad a_i, with coefficients known for the whole group before any micro-batch is run.
 """
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from frpo.estimators import Estimator, Jackknife
+from frpo.foundation import require
 from frpo.functional.masked import masked_mean
 from frpo.functional.ratio import exp_ratio, log_ratio, sequence_ratio, token_mean_ratio
 
@@ -44,13 +45,12 @@ class Objective(ABC):
     """
 
     def __init__(self, clip_low: float, clip_high: float, ratio: Ratio) -> None:
-        for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
-            if not value >= 0:
-                raise ValueError(f"{type(self).__name__}.{name} must be >= 0, got {value}; 0.2 is usual")
-        if not clip_low < 1:
-            raise ValueError(f"{type(self).__name__}.clip_low must be < 1, got {clip_low}: ratios are positive")
-        _choice(self, "ratio", ratio, Ratio)
-        self.clip_low, self.clip_high, self.ratio = clip_low, clip_high, ratio
+        name = type(self).__name__
+        self.clip_low = require.number(
+            f"{name}.clip_low", clip_low, at_least=0, below=1, hint="ratios are positive, and 0.2 is usual"
+        )
+        self.clip_high = require.number(f"{name}.clip_high", clip_high, at_least=0, finite=False, hint="0.2 is usual")
+        self.ratio = require.one_of(f"{name}.ratio", ratio, Ratio)
 
     def __call__(
         self,
@@ -161,7 +161,7 @@ class Objective(ABC):
 
 
 class FRPO(Objective):
-    """Fine-tuning Robust Policy Optimization (arXiv 2602.08813).
+    """Fine-tuning Robust Policy Optimization (arXiv 2602.08813, section 4; its gradient, appendix E).
 
     ``L = log mean_i w_i a_i - mean_i a_i`` with ``w_i = exp(-(r_i - mean r)/lambda)``, times max(lambda, 1), averaged
     over prompts; the logarithm of the mean is estimated by ``estimator``. Minimising it maximises the entropic risk
@@ -177,7 +177,7 @@ class FRPO(Objective):
         estimator: of the log-mean; a group needs 2 completions under the jackknife.
         baseline: subtract mean_i a_i, a control variate of expectation 1 (without it training is far noisier).
         clip_low, clip_high: token or sequence ratios are clipped to [1 - clip_low, 1 + clip_high].
-        ratio: ``token``, one ratio a token, averaged over the completion; ``sequence``, one from the mean log-ratio.
+        ratio: ``token``, one ratio per token, averaged over the completion; ``sequence``, one from the mean log-ratio.
         clip: ``reference`` takes the lower of clipped and unclipped ratio always, as the released trainer does; ``ppo``
             takes the pessimistic side by the sign of the completion's coefficient, for several passes over a rollout.
     """
@@ -193,10 +193,9 @@ class FRPO(Objective):
         clip: Clip = "reference",
     ) -> None:
         super().__init__(clip_low, clip_high, ratio)
-        _choice(self, "clip", clip, Clip)
         self.lam = lam
         self.estimator = Jackknife() if estimator is None else estimator
-        self.baseline, self.clip = baseline, clip
+        self.baseline, self.clip = baseline, require.one_of("FRPO.clip", clip, Clip)
 
     @property
     def lam(self) -> float:
@@ -205,12 +204,8 @@ class FRPO(Objective):
 
     @lam.setter
     def lam(self, value: float) -> None:
-        if not 0 < value < float("inf"):
-            raise ValueError(
-                f"FRPO.lam must be > 0 and finite, got {value}; large values approach GRPO (or use "
-                "frpo.objectives.GRPO), the published runs use 0.1 to 10"
-            )
-        self._lam = float(value)
+        hint = "large values approach GRPO (or use frpo.objectives.GRPO), the published runs use 0.1 to 10"
+        self._lam = float(require.number("FRPO.lam", value, above=0, hint=hint))
 
     def upper_side(self, rewards: Tensor, reward_mask: Tensor | None = None) -> Tensor | None:
         """See :class:`Objective`; None under ``clip: reference``."""
@@ -278,10 +273,3 @@ def _members(rewards: Tensor, reward_mask: Tensor | None) -> tuple[Tensor, Tenso
 
 def _centred(rewards: Tensor, members: Tensor) -> Tensor:
     return torch.where(members, rewards - masked_mean(rewards, members).unsqueeze(-1), 0)
-
-
-def _choice(owner: object, name: str, value: str, choices: object) -> None:
-    if value not in get_args(choices):
-        raise ValueError(
-            f"{type(owner).__name__}.{name}: got {value!r}, expected one of {', '.join(get_args(choices))}"
-        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
+from frpo.foundation import require
 from frpo.functional.kl import SAMPLED
 from frpo.functional.logprobs import token_full_kl
 from frpo.schedules import Constant, Schedule
@@ -37,23 +38,19 @@ class KLPenalty:
         logged: KLEstimator = "k3",
         beta_scale: BetaScale = "loss",
     ) -> None:
-        for name, value in (("estimator", estimator), ("logged", logged)):
-            if value not in get_args(KLEstimator):
-                raise ValueError(f"KLPenalty.{name}: got {value!r}, expected one of {', '.join(get_args(KLEstimator))}")
-        if beta_scale not in get_args(BetaScale):
-            raise ValueError(
-                f"KLPenalty.beta_scale: got {beta_scale!r}, expected one of {', '.join(get_args(BetaScale))}"
-            )
+        self.estimator = require.one_of("KLPenalty.estimator", estimator, KLEstimator)
+        self.logged = require.one_of("KLPenalty.logged", logged, KLEstimator)
+        self.beta_scale = require.one_of("KLPenalty.beta_scale", beta_scale, BetaScale)
         self.beta = beta if isinstance(beta, Schedule) else Constant(beta)
-        if not self.beta.lower_bound() >= 0:
-            raise ValueError(
-                f"KLPenalty.beta must be >= 0, got {self.beta.lower_bound()}: a negative beta rewards drifting from "
-                "the reference; write 0 to train without a KL term"
-            )
-        self.estimator, self.logged, self.beta_scale = estimator, logged, beta_scale
+        hint = "a negative beta rewards drifting from the reference; write 0 to train without a KL term"
+        require.number("KLPenalty.beta", self.beta.lower_bound(), at_least=0, hint=hint)
 
     def coefficient(self, step: int, lam: float | None) -> float:
-        """What multiplies the KL in the loss at ``step``; ``lam`` is None for an objective without lambda."""
+        """What multiplies the KL in the loss at ``step``; ``lam`` is None for an objective without lambda.
+
+        >>> [KLPenalty(beta=0.05, beta_scale=scale).coefficient(0, lam=0.5) for scale in ("loss", "objective")]
+        [0.05, 0.1]
+        """
         beta = self.beta.value(step)
         return beta * max(lam, 1.0) / lam if self.beta_scale == "objective" and lam is not None else beta
 

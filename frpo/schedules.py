@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frpo.foundation import require
 from frpo.functional.robust import solve_shared_lambda
 
 # Bound of the relative KL error in the adaptive controller (Ziegler et al. 2019, section 2.2).
@@ -23,7 +24,7 @@ class Schedule(ABC):
         """The value at optimiser step ``step`` (0 for the first)."""
 
     def observe(self, *, kl: float, rewards: Tensor, reward_mask: Tensor) -> None:  # noqa: B027
-        """See a finished step: mean KL to the reference in nats a token, rewards and their mask [P, G].
+        """See a finished step: mean KL to the reference in nats per token, rewards and their mask [P, G].
 
         The values are those of all ranks, so that every rank's schedule stays the same.
         """
@@ -46,10 +47,14 @@ class Schedule(ABC):
 
 
 class Constant(Schedule):
-    """The same value at every step."""
+    """The same value at every step.
+
+    >>> Constant(0.1).value(500)
+    0.1
+    """
 
     def __init__(self, value: float) -> None:
-        self._value = float(_finite(self, "value", value))
+        self._value = float(require.number("Constant.value", value))
 
     def value(self, step: int) -> float:
         """See :class:`Schedule`."""
@@ -64,10 +69,10 @@ class _Curve(Schedule):
     """From ``start`` to ``end`` over ``steps``; the first ``warmup`` of them rise linearly from 0 to ``start``."""
 
     def __init__(self, start: float, end: float, steps: int, warmup: int = 0) -> None:
-        self.start, self.end = float(_finite(self, "start", start)), float(_finite(self, "end", end))
-        if not 0 <= warmup < steps:
-            raise ValueError(f"{type(self).__name__}: got steps={steps}, warmup={warmup}, expected 0 <= warmup < steps")
-        self.steps, self.warmup = steps, warmup
+        name = type(self).__name__
+        self.start, self.end = float(require.number(f"{name}.start", start)), float(require.number(f"{name}.end", end))
+        self.warmup = require.number(f"{name}.warmup", warmup, at_least=0)
+        self.steps = require.number(f"{name}.steps", steps, above=warmup, hint="the warmup is a part of the steps")
 
     def value(self, step: int) -> float:
         """See :class:`Schedule`; constant at ``end`` after ``steps``."""
@@ -86,14 +91,24 @@ class _Curve(Schedule):
 
 
 class Linear(_Curve):
-    """A straight line from ``start`` to ``end``."""
+    """A straight line from ``start`` to ``end``.
+
+    >>> line = Linear(start=1.0, end=0.0, steps=10, warmup=2)
+    >>> [line.value(step) for step in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
 
     def _fall(self, progress: float) -> float:
         return 1.0 - progress
 
 
 class Cosine(_Curve):
-    """Half a cosine wave from ``start`` to ``end``."""
+    """Half a cosine wave from ``start`` to ``end``.
+
+    >>> wave = Cosine(start=1.0, end=0.0, steps=8)
+    >>> [round(wave.value(step), 3) for step in (0, 2, 4, 8)]
+    [1.0, 0.854, 0.5, 0.0]
+    """
 
     def _fall(self, progress: float) -> float:
         return (1.0 + math.cos(math.pi * progress)) / 2.0
@@ -102,15 +117,18 @@ class Cosine(_Curve):
 class AdaptiveKL(Schedule):
     """Beta that steers the KL to ``target``: ``beta *= 1 + gain * clip(KL/target - 1, -0.2, 0.2)``.
 
-    Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. KL and target are in nats a token.
+    Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. KL and target are in nats per token.
+
+    >>> beta = AdaptiveKL(initial=0.1, target=0.02)
+    >>> beta.observe(kl=0.04, rewards=torch.ones(1, 2), reward_mask=torch.ones(1, 2, dtype=torch.bool))
+    >>> round(beta.value(1), 4)  # too far away: 0.1 * (1 + 0.1 * 0.2)
+    0.102
     """
 
     def __init__(self, initial: float, target: float, gain: float = 0.1) -> None:
-        for name, number in (("initial", initial), ("target", target), ("gain", gain)):
-            if not 0 < number < math.inf:
-                raise ValueError(f"AdaptiveKL.{name} must be > 0, got {number}")
-        self.target, self.gain = target, gain
-        self._value = float(initial)
+        self._value = float(require.number("AdaptiveKL.initial", initial, above=0))
+        self.target = require.number("AdaptiveKL.target", target, above=0)
+        self.gain = require.number("AdaptiveKL.gain", gain, above=0)
 
     def value(self, step: int) -> float:
         """See :class:`Schedule`."""
@@ -118,7 +136,7 @@ class AdaptiveKL(Schedule):
 
     def observe(self, *, kl: float, rewards: Tensor, reward_mask: Tensor) -> None:
         """See :class:`Schedule`."""
-        _finite(self, "observe(kl)", kl)
+        require.number("AdaptiveKL.observe(kl)", kl)
         error = min(KL_ERROR_LIMIT, max(-KL_ERROR_LIMIT, kl / self.target - 1))
         self._value *= 1 + self.gain * error
 
@@ -144,7 +162,7 @@ class KLBudget(Schedule):
     budget is out of reach lambda falls towards ``minimum``.
 
     Args:
-        rho: budget in nats a completion, > 0.
+        rho: budget in nats per completion, > 0.
         initial: lambda until the first rewards are seen.
         window: groups remembered.
         smoothing: share of the way (in log lambda) taken each step, in (0, 1].
@@ -159,15 +177,11 @@ class KLBudget(Schedule):
         smoothing: float = 0.2,
         minimum: float = 0.01,
     ) -> None:
-        if not 0 < rho < math.inf:
-            raise ValueError(f"KLBudget.rho must be > 0 nats, got {rho}; 0.5 or 1.0, say")
-        if not (0 < minimum <= initial < math.inf and 0 < smoothing <= 1 and window >= 1):
-            raise ValueError(
-                f"KLBudget: got minimum={minimum}, initial={initial}, smoothing={smoothing}, window={window}, expected "
-                "0 < minimum <= initial, 0 < smoothing <= 1 and window >= 1"
-            )
-        self.rho, self.window, self.smoothing, self.minimum = rho, window, smoothing, minimum
-        self._value = float(initial)
+        self.rho = require.number("KLBudget.rho", rho, above=0, hint="in nats: 0.5 or 1.0, say")
+        self.window = require.number("KLBudget.window", window, at_least=1)
+        self.smoothing = require.number("KLBudget.smoothing", smoothing, above=0, at_most=1)
+        self._value = float(require.number("KLBudget.initial", initial, above=0))
+        self.minimum = require.number("KLBudget.minimum", minimum, above=0, at_most=initial, hint="see initial")
         self._rewards: Tensor | None = None
         self._mask: Tensor | None = None
 
@@ -208,9 +222,3 @@ def _entry(owner: Schedule, state: dict[str, Any], key: str) -> Any:
             "was written under another schedule; resume with the configuration of the run"
         )
     return state[key]
-
-
-def _finite(owner: Schedule, name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{type(owner).__name__}.{name} must be a finite number, got {value}")
-    return value

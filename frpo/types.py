@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -47,7 +47,31 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
-class PromptBatch:
+class DataFacts:
+    """What a data module tells the module that trains or evaluates on it, once its rows are read.
+
+    ``tasks`` of the rows; ``max_tokens``, the tokens that a row may have (a prompt, for prompts); ``packed``, whether a
+    row of a batch holds several demonstrations.
+
+    Example: ``DataFacts(tasks=frozenset({"safety", "normal"}), max_tokens=1024)``.
+    """
+
+    tasks: frozenset[str] = frozenset()
+    max_tokens: int = 0
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A record of tensors that moves to a device as a whole."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with its tensors on ``device``, those of batches in it too."""
+        return replace(self, **{part.name: _moved(getattr(self, part.name), device) for part in fields(self)})
+
+
+@dataclass(frozen=True)
+class PromptBatch(Batch):
     """``P`` tokenised prompts, padded on the left.
 
     Shapes: ``input_ids`` int64 [P, L]; ``mask`` bool [P, L], True on prompt tokens; ``position`` int64 [P], the
@@ -72,15 +96,6 @@ class PromptBatch:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    def to(self, device: torch.device | str) -> PromptBatch:
-        """Return the batch with its tensors on ``device``."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            mask=self.mask.to(device),
-            position=self.position.to(device),
-        )
 
 
 @dataclass(frozen=True)
@@ -204,10 +219,10 @@ class ScoredBatch:
         PG = tuple(self.rollout.completion_ids.shape[:2])
         _shape("ScoredBatch.rewards", self.rewards, PG)
         _shape("ScoredBatch.reward_mask", self.reward_mask, PG, torch.bool)
-        assert len(self.judgements) == PG[0] * PG[1], "ScoredBatch.judgements must hold one judgement a completion"
+        assert len(self.judgements) == PG[0] * PG[1], "ScoredBatch.judgements must hold one judgement per completion"
 
     def records(self) -> list[dict[str, Any]]:
-        """One JSON-ready dict a completion: prompt, text, reward by component, weight, task, status."""
+        """One JSON-ready dict per completion: prompt, text, reward by component, weight, task, status."""
         G = self.rewards.shape[1]
         weights = None if self.weights is None else self.weights.flatten().tolist()
         return [
@@ -236,6 +251,12 @@ class StepRecord:
     stage: Stage
     step: int
     scored: ScoredBatch
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    return value.to(device) if isinstance(value, Tensor | Batch) else value
 
 
 def _shape(name: str, tensor: Tensor, expected: Sequence[int | None], dtype: torch.dtype | None = None) -> None:

@@ -47,7 +47,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_fragment_and_recipe(wheel: Path):
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-    expected = {str(path.relative_to(ROOT)) for path in (ROOT / "frpo").rglob("*.py")}
+    package = (path for kind in ("*.py", "*.j2") for path in (ROOT / "frpo").rglob(kind))
+    expected = {str(path.relative_to(ROOT)) for path in package}
     for folder in ("conf", "recipes"):
         expected |= {f"frpo/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.yaml")}
     assert {name for name in held if ".dist-info/" not in name} == expected

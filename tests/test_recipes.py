@@ -14,9 +14,9 @@ from lightning.pytorch import LightningModule
 
 from frpo.cli.parsing import FrpoCLI
 from frpo.cli.recipes import names
-from frpo.data.strategy import check_fsdp1
 from frpo.foundation.shipped import shipped
 from frpo.foundation.yaml_files import read_with_includes
+from frpo.modules.strategy import check_fsdp1
 from frpo.objectives import FRPO, GRPO
 
 ROOT = shipped("recipes").parent
@@ -89,6 +89,12 @@ def test_a_fragment_is_part_of_a_recipe_or_fits_on_one(fragment: str):
         build("recipes/tiny/frpo.yaml", fragment)
 
 
+@pytest.mark.parametrize("file", [*RECIPES, *FRAGMENTS, "README.md"])
+def test_our_own_classes_are_named_without_their_module(file: str):
+    text = (ROOT / file).read_text()
+    assert re.findall(r"class_path: *frpo\..*|init_args\.[a-z_]*\.init_args.*", text) == []
+
+
 def test_fsdp1_is_built_as_its_fragment_says():
     # Lightning refuses its own class on a machine without a GPU; the settings are those of the fragment.
     strategy = build(
@@ -120,6 +126,7 @@ def published(name: str) -> dict[str, Any]:
         "path": model.policy.path,
         "adapter": (model.policy.adapter.r, model.policy.adapter.alpha),
         "objective": (type(model.objective), getattr(model.objective, "lam", None)),
+        "scale_rewards": getattr(model.objective, "scale_rewards", False),
         "beta": model.kl.beta.value(0),
         "lr": settings.optimizer.init_args.lr,
         "completion": (model.sampler.max_new_tokens, model.sampler.temperature, model.sampler.top_p),
@@ -136,6 +143,7 @@ SAFETY = {
     "groups": (8, 16),
     "norm": 1.0,
     "length": (500, -1),
+    "scale_rewards": False,
 }
 MISTRAL, QWEN = "mistralai/Mistral-7B-Instruct-v0.1", "Qwen/Qwen2.5-7B-Instruct"
 
@@ -144,7 +152,21 @@ MISTRAL, QWEN = "mistralai/Mistral-7B-Instruct-v0.1", "Qwen/Qwen2.5-7B-Instruct"
     ("name", "expected"),
     [
         ("safety_mistral_frpo", {"path": MISTRAL, "objective": (FRPO, 0.5), "beta": 2e-3, **SAFETY}),
-        ("safety_mistral_grpo", {"path": MISTRAL, "objective": (GRPO, None), "beta": 0.1, **SAFETY}),
+        (
+            "safety_mistral_grpo",
+            {**SAFETY, "path": MISTRAL, "objective": (GRPO, None), "scale_rewards": True, "beta": 0.1},
+        ),
+        (
+            "safety_mistral_sam_grpo",
+            {
+                **SAFETY,
+                "path": MISTRAL,
+                "objective": (GRPO, None),
+                "scale_rewards": True,
+                "beta": 0.1,
+                "completion": (2048, 1.0, 1.0),
+            },
+        ),
         ("safety_qwen_frpo", {"path": QWEN, "objective": (FRPO, 0.5), "beta": 2e-3, **SAFETY}),
         (
             "maths_frpo",
@@ -158,6 +180,7 @@ MISTRAL, QWEN = "mistralai/Mistral-7B-Instruct-v0.1", "Qwen/Qwen2.5-7B-Instruct"
                 "groups": (8, 64),
                 "norm": 0.5,
                 "length": (-1, 3),
+                "scale_rewards": False,
             },
         ),
     ],

@@ -8,11 +8,12 @@ from argparse import ArgumentError
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
 from frpo.cli.arguments import split_arguments
+from frpo.cli.check import Checker, Group
+from frpo.cli.hints import Field, fields
 from frpo.evaluation.label_agreement import LabelAgreement, Measured
 from frpo.foundation.durable import write_whole
 from frpo.foundation.errors import ConfigError
@@ -25,18 +26,18 @@ def main(args: list[str]) -> int:
     """Measure: ``frpo agreement --config FILE [--key value ...]``."""
     parser = _parser()
     arguments = split_arguments(args)
+    findings = Checker(_top_level(), {}).check(arguments)
+    if findings.refused and not arguments.help:
+        raise ConfigError("\n".join(findings.refused))
     with tempfile.TemporaryDirectory() as folder:
-        words = []
-        for number, document in enumerate(arguments.documents):
-            file = Path(folder) / f"{number}.yaml"
-            file.write_text(yaml.safe_dump(document.tree, sort_keys=False), encoding="utf-8")
-            words.append(f"--config={file}")
         try:
-            config = parser.parse_args(words + arguments.option_args())
+            config = parser.parse_args(arguments.words(Path(folder)))
             measurement: LabelAgreement = parser.instantiate(config).agreement
         except OmegaConfBaseException as error:
             raise ConfigError(str(error).splitlines()[0]) from error
-        except (ArgumentError, ValueError, TypeError) as error:
+        except ArgumentError as error:
+            raise ConfigError("\n".join(findings.explained) or str(error)) from error
+        except (ValueError, TypeError) as error:
             raise ConfigError(str(error)) from error
     try:
         found = measurement.measure()
@@ -64,8 +65,18 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def _top_level() -> dict[str, Field]:
+    settings = fields(LabelAgreement)
+    assert settings is not None, "LabelAgreement takes named arguments only"
+    return {
+        "data_dir": Field(str, "data"),
+        "out": Field(str | None, None),
+        "agreement": Field(Group(settings, {}), None),
+    }
+
+
 def table(found: dict[str, Measured]) -> str:
-    """One line a judge: metrics with their intervals, rows counted, and rows without a value."""
+    """One line per judge: metrics with their intervals, rows counted, and rows without a value."""
     names = list(next(iter(found.values())).metrics)
     width = max(map(len, found))
     lines = [

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from frpo.foundation.class_names import full_path, with_full_paths
 from frpo.foundation.errors import ConfigError
 from frpo.foundation.yaml_files import INCLUDE, Document, UnreadableValueError, load_text, read_with_includes
 
@@ -46,9 +51,14 @@ class Arguments:
         paths = [value.get("class_path") if isinstance(value, dict) else value for value in values]
         return next((path for path in reversed(paths) if isinstance(path, str) and "${" not in path), None)
 
-    def option_args(self) -> list[str]:
-        """The options and requests for help as command line words again."""
-        return [_word(option) for option in self.options] + self.help
+    def words(self, folder: Path) -> list[str]:
+        """The command line for the parser: documents as files in ``folder``, options, requests for help."""
+        files = []
+        for number, document in enumerate(self.documents):
+            file = folder / f"{number}.yaml"
+            file.write_text(yaml.safe_dump(document.tree, sort_keys=False), encoding="utf-8")
+            files.append(f"--config={file}")
+        return [*files, *map(_word, self.options), *self.help]
 
 
 def split_arguments(args: Sequence[str]) -> Arguments:
@@ -65,15 +75,18 @@ def split_arguments(args: Sequence[str]) -> Arguments:
             found.help.append(word)
             continue
         if name.endswith(".help"):  # with or without the class to explain
-            about = [] if separator or not words or words[0].startswith("-") else [words.pop(0)]
-            found.help.append("=".join([word, *about]))
+            if not separator and words and not words[0].startswith("-"):
+                text = words.pop(0)
+            found.help.append(f"{name}={full_path(text)}" if text else name)
             continue
         if not separator:
             text = _value_of(name, words)
         if name in CONFIG_FLAGS or name == f"--{INCLUDE}":
-            found.documents += read_with_includes(text)
+            found.documents += [
+                replace(document, tree=with_full_paths(document.tree)) for document in read_with_includes(text)
+            ]
         elif name.startswith("--"):
-            found.options.append(Option(name[2:], text, _structured(text, name)))
+            found.options.append(_option(name[2:], text))
         else:
             raise ConfigError(f"got {word!r} on the command line, expected --key value or --config FILE")
     return found
@@ -96,6 +109,14 @@ def _value_of(name: str, words: list[str]) -> str:
     if not words or words[0].startswith("--"):
         raise ConfigError(f"{name} needs a value: {name} VALUE")
     return words.pop(0)
+
+
+def _option(key: str, text: str) -> Option:
+    given = _structured(text, f"--{key}")
+    value = full_path(given) if key.endswith("class_path") and isinstance(given, str) else with_full_paths(given)
+    if value != given:
+        text = value if isinstance(value, str) else json.dumps(value)
+    return Option(key, text, value)
 
 
 def _structured(text: str, name: str) -> Any:

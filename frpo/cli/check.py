@@ -26,6 +26,7 @@ from frpo.cli.hints import (
     is_plain,
     values_of,
 )
+from frpo.foundation.class_names import full_path
 from frpo.foundation.errors import ConfigError, clipped, nearest, suggestion
 from frpo.foundation.redaction import redact
 
@@ -77,6 +78,8 @@ class Checker:
         self.findings = Findings()
         self.references = {name: top[name].default for name in top if "${" in str(top[name].default)}
         self.source = ""
+        self.typed: Any = None
+        self.parts: dict[str, set[str]] = {}
         self.chosen = {
             path: Chosen(f"{cls.__module__}.{cls.__qualname__}", cls, fields(cls), f"{path}.init_args")
             for path, cls in defaults.items()
@@ -90,6 +93,7 @@ class Checker:
             tree: Any = option.value
             for name in reversed(option.names):
                 tree = {name: tree}
+            self.typed = option.value
             self._layer(COMMAND_LINE, tree)
         for chosen in self.chosen.values():
             for name, accepted in (chosen.accepts or {}).items():
@@ -108,12 +112,12 @@ class Checker:
         where = "" if self.source == COMMAND_LINE else f"{self.source}: "
         findings.append(f"{where}{path}: {text}")
 
-    def _settings(self, tree: dict[Any, Any], accepts: dict[str, Field], prefix: str) -> None:
-        for key, value in tree.items():
+    def _settings(self, tree: dict[Any, Any], accepts: dict[str, Field], prefix: str, skip: Iterable[str] = ()) -> None:
+        for key in [key for key in tree if key not in skip]:
             name = str(key).removesuffix("+")
             path = f"{prefix}.{name}" if prefix else name
             if name in accepts:
-                self._value(value, accepts[name], path)
+                tree[key] = self._value(tree[key], accepts[name], path)
             else:
                 self._say(self.findings.refused, path, f"unknown key{self._nearby(name, accepts, prefix)}")
 
@@ -130,7 +134,8 @@ class Checker:
             if isinstance(top.hint, Group):
                 yield from (f"{path}.{name}" for name in top.hint.accepts)
 
-    def _value(self, value: Any, accepted: Field, path: str) -> None:
+    def _value(self, value: Any, accepted: Field, path: str) -> Any:
+        """Look at one value; returns it as the parser is to get it: a class by its path."""
         hint = accepted.hint
         self.references.pop(path, None)
         if isinstance(value, str) and value.strip() == "???":
@@ -140,14 +145,17 @@ class Checker:
         elif isinstance(hint, Group):
             self._group(value, hint, path)
         elif isinstance(value, dict) and "class_path" not in value and values_of(hint) is not None:
+            self._mapping(value, path)
             for key, item in value.items():
-                self._value(item, Field(values_of(hint), REQUIRED), f"{path}.{key}")
+                value[key] = self._value(item, Field(values_of(hint), REQUIRED), f"{path}.{key}")
         elif isinstance(value, list) and element_of(hint) is not None:
             self._forget(f"{path}[")
             for index, item in enumerate(value):
-                self._value(item, Field(element_of(hint), REQUIRED), f"{path}[{index}]")
+                value[index] = self._value(item, Field(element_of(hint), REQUIRED), f"{path}[{index}]")
         elif class_of(hint) and (isinstance(value, dict) or not is_plain(value, hint)):
-            self._class({"class_path": value} if isinstance(value, str) else value, accepted, path)
+            spec = {"class_path": full_path(value)} if isinstance(value, str) else value
+            self._class(spec, accepted, path)
+            return spec["class_path"] if isinstance(value, str) else value
         else:
             self._forget(path)
             if not fits(value, hint, as_option=self.source == COMMAND_LINE):
@@ -156,6 +164,20 @@ class Checker:
                     path,
                     f"got {clipped(repr(redact(value, path)))}, expected {describe(hint)}",
                 )
+        return value
+
+    def _mapping(self, value: dict[str, Any], path: str) -> None:
+        """Warn where a mapping by name replaces one given before; an option for one of its names adds to it."""
+        whole = self.source != COMMAND_LINE or value is self.typed
+        before = self.parts.get(path, set())
+        dropped = sorted(before - set(value)) if whole else []
+        self.parts[path] = set(value) if whole else before | set(value)
+        for name in dropped:
+            self._forget(f"{path}.{name}")
+        if dropped:
+            self.findings.warned.append(
+                f"{path}: {self.source} replaces the mapping: dropped {', '.join(dropped)}; repeat what is to stay"
+            )
 
     def _group(self, value: Any, group: Group, path: str) -> None:
         if not isinstance(value, dict):
@@ -167,7 +189,7 @@ class Checker:
         for name, reason in group.reserved.items():
             if name in value:
                 self._say(self.findings.refused, f"{path}.{name}", reason)
-        self._settings({k: v for k, v in value.items() if k not in group.reserved}, group.accepts, path)
+        self._settings(value, group.accepts, path, skip=group.reserved)
 
     def _class(self, spec: dict[str, Any], accepted: Field, path: str) -> None:
         earlier = self.chosen.get(path)
@@ -177,16 +199,16 @@ class Checker:
         class_path, target = named
         found = class_of(accepted.hint)
         assert found is not None, "only called for hints that name a class"
-        short = dataclasses.is_dataclass(target) or self.source != COMMAND_LINE
-        if earlier is not None:
-            short = earlier.short
-        short = short and "class_path" not in spec and "init_args" not in spec
+        explicit = "class_path" in spec or "init_args" in spec
+        short = not explicit and (dataclasses.is_dataclass(target) if earlier is None else earlier.short)
         chosen = Chosen(class_path, target, fields(target, found[1]), path if short else f"{path}.init_args", short)
         if earlier is not None and earlier.target is not target:
             self._swapped(earlier, chosen, path)
         elif earlier is not None:
             chosen.given = earlier.given
         self.chosen[path] = chosen
+        if "class_path" in spec:  # it is described anew, its mappings too
+            self.parts = {known: names for known, names in self.parts.items() if not known.startswith(f"{path}.")}
         self._init_args(spec, chosen, path)
 
     def _named_class(self, spec: dict[str, Any], accepted: Field, path: str) -> tuple[str, Callable[..., Any]] | None:
@@ -217,15 +239,15 @@ class Checker:
             expected = f"the settings of {chosen.class_path} by name"
             self._say(self.findings.refused, chosen.prefix, f"got {clipped(repr(settings))}, expected {expected}")
             return
-        beside = {key: value for key, value in spec.items() if key not in SPEC_KEYS}
-        if not chosen.short and self.source != COMMAND_LINE:
+        beside = [key for key in spec if key not in SPEC_KEYS]
+        if ("class_path" in spec or "init_args" in spec) and self.source != COMMAND_LINE:
             for key in beside:
                 text = f"stands beside class_path; write {chosen.prefix}.{key}"
                 self._say(self.findings.explained, f"{path}.{key}", text)
-        settings = {**settings, **beside}
-        chosen.given |= {str(key).removesuffix("+") for key in settings}
+        chosen.given |= {str(key).removesuffix("+") for key in (*settings, *beside)}
         if chosen.accepts is not None:
             self._settings(settings, chosen.accepts, chosen.prefix)
+            self._settings(spec, chosen.accepts, chosen.prefix, skip=SPEC_KEYS)
 
     def _swapped(self, earlier: Chosen, chosen: Chosen, path: str) -> None:
         kept = earlier.given if chosen.accepts is None else earlier.given & set(chosen.accepts)

@@ -85,4 +85,4 @@ def _line(suite: str, quantity: str, task: str, rows: pd.DataFrame) -> str:
     by_prompt = [group.to_numpy() for _, group in valued.groupby("prompt_id")["value"]]
     found = mean_interval(by_prompt)
     interval = f"{found.low:.3f} to {found.high:.3f}"
-    return f"{head} {found.estimate:>8.3f}  {interval:<18} {len(by_prompt):>7} {len(rows) - len(valued):>8}"
+    return f"{head} {found.value:>8.3f}  {interval:<18} {len(by_prompt):>7} {len(rows) - len(valued):>8}"

@@ -18,6 +18,7 @@ from typing import Any, Union
 
 from jsonargparse import ArgumentParser
 
+from frpo.foundation.class_names import full_path, short_name
 from frpo.foundation.errors import ConfigError, clipped, nearest
 from frpo.foundation.yaml_files import load_text
 
@@ -111,8 +112,9 @@ def values_of(hint: Any) -> Any:
 def import_class(class_path: str, base: type) -> Callable[..., Any]:
     """Import what ``class_path`` names and check it against ``base``; raise :class:`ConfigError` with the nearest.
 
-    A name without a dot is looked up among the subclasses of ``base`` imported so far.
+    A name without a dot is that of a class of frpo, else of a subclass of ``base`` imported so far.
     """
+    class_path = full_path(class_path)
     if "." not in class_path:
         short = [cls for cls in _subclasses(base) if cls.__name__ == class_path]
         if short:
@@ -168,8 +170,8 @@ def _subclasses(base: type[Any]) -> list[type[Any]]:
 
 def _alike(class_path: str, base: type) -> str:
     _import_neighbours(base)
-    known = [f"{cls.__module__}.{cls.__qualname__}" for cls in _subclasses(base)]
-    known = sorted(path for path in known if "._" not in path and path != class_path)
+    paths = [f"{cls.__module__}.{cls.__qualname__}" for cls in _subclasses(base)]
+    known = sorted(short_name(path) for path in paths if "._" not in path and path != class_path)
     name = class_path.rsplit(".", 1)[-1]
     same_name = [path for path in known if path.rsplit(".", 1)[-1] == name]
     similar = {path.rsplit(".", 1)[-1]: path for path in known}

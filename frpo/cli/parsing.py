@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -113,13 +112,8 @@ class FrpoCLI(LightningCLI):
             raise ConfigError("\n".join(findings.refused))
         self._warn(findings.warned)
         with tempfile.TemporaryDirectory() as folder:
-            words = []
-            for number, document in enumerate(self.arguments.documents):
-                file = Path(folder) / f"{number}.yaml"
-                file.write_text(yaml.safe_dump(document.tree, sort_keys=False), encoding="utf-8")
-                words.append(f"--config={file}")
             try:
-                self.config = parser.parse_args(words + self.arguments.option_args())
+                self.config = parser.parse_args(self.arguments.words(Path(folder)))
             except ArgumentError as error:
                 raise ConfigError("\n".join(findings.explained) or _condensed(str(error))) from error
             except OmegaConfBaseException as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from frpo.cli.job import read_job
 from frpo.cli.parsing import FrpoCLI
 from frpo.foundation.errors import ConfigError
 from frpo.plan.jobs import Job
@@ -15,7 +16,6 @@ from frpo.plan.memory import MMAP_THRESHOLD, available, parse_bytes, show_bytes
 from frpo.plan.plan import Line, MemoryPlan
 from frpo.plan.planner import Advice, advise, make_plan
 from frpo.plan.ranks import Ranks, read_ranks
-from frpo.plan.reading import read_job
 
 HELP = """usage: frpo plan --config RECIPE [--memory 24GiB] [--key value ...]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from frpo.foundation.class_names import with_full_paths
 from frpo.foundation.yaml_files import load_text
 
 # `frpo export` and other readers take the description of the policy from the file as it stands.
@@ -18,9 +19,10 @@ def restore_references(text: str, references: Mapping[str, str]) -> str:
 
     ``text`` is a configuration in full, ``references`` the text first given by path. Without this the folder of a run
     would stand in its configuration a dozen times, and ``--output_dir`` given together with it would move only some of
-    what the run writes. What refers to the environment stays filled in: the file says what was run.
+    what the run writes. What refers to the environment stays filled in: the file says what was run. Classes of frpo are
+    named by the module that defines them.
     """
-    tree = load_text(text, "the configuration")
+    tree = with_full_paths(load_text(text, "the configuration"))
     for path, reference in references.items():
         if "${oc." not in reference and not path.startswith(KEPT_PLAIN):
             _replace(tree, path, reference)

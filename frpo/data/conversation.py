@@ -1,4 +1,4 @@
-"""How a sequence classifier reads a conversation: one encoding and one forward pass for training and for scoring."""
+"""How a sequence classifier reads a conversation: one encoding for training and for scoring."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from frpo.types import Completion
-
-MAX_LENGTH = "frpo_max_length"
-"""Key of a classifier's config.json: the tokens a conversation had at most in training."""
 
 
 class ConversationEncoder:
@@ -75,15 +73,7 @@ def broken_up(text: str, tokens: Sequence[str]) -> str:
 def pad_right(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Ids int64 [N, L] and mask bool [N, L] of ``N`` rows, padded on the right to the longest."""
     lengths = torch.tensor([len(ids) for ids in rows])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    input_ids = torch.full(mask.shape, pad_token_id)
-    input_ids[mask] = torch.tensor([token for ids in rows for token in ids])
-    return input_ids, mask
-
-
-def classifier_logits(model: Any, rows: list[list[int]]) -> Tensor:
-    """Outputs [N, classes] of a sequence classifier for ``N`` rows of ids, in float32 or wider."""
-    input_ids, mask = pad_right(rows, model.config.get_text_config().pad_token_id or 0)
-    device = model.device
-    logits = model(input_ids=input_ids.to(device), attention_mask=mask.long().to(device)).logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    input_ids = pad_sequence(
+        [torch.tensor(ids, dtype=torch.int64) for ids in rows], batch_first=True, padding_value=pad_token_id
+    )
+    return input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None]

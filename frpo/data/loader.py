@@ -13,9 +13,6 @@ from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from frpo.data.prompts.encoding import EncodedPrompt, collate
-from frpo.types import PromptBatch
-
 Row = TypeVar("Row")
 Batch = TypeVar("Batch")
 
@@ -148,20 +145,6 @@ class TrainingLoader(ABC, Generic[Row, Batch]):
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
 
 
-class PromptLoader(TrainingLoader[EncodedPrompt, PromptBatch]):
-    """The training stream of prompts, padded on the left.
-
-    ``PromptBatch.position`` is ``epoch * rows + index in the epoch's order``: never the same twice in a run,
-    whatever the batch size.
-    """
-
-    noun = "prompts"
-
-    def collate(self, rows: list[EncodedPrompt], positions: list[int]) -> PromptBatch:
-        """See :func:`~frpo.data.prompts.encoding.collate`."""
-        return collate(rows, positions, self.pad_token_id)
-
-
 class OrderedLoader(ABC, Generic[Row, Batch]):
     """One pass over all rows in order, every row on exactly one rank, the same number of batches on every rank.
 
@@ -203,16 +186,6 @@ class OrderedLoader(ABC, Generic[Row, Batch]):
     def __iter__(self) -> Iterator[Batch]:
         for rows in self._slices:
             yield self.collate([self.rows[i] for i in rows], list(rows))
-
-
-class EvaluationLoader(OrderedLoader[EncodedPrompt, PromptBatch]):
-    """One pass over prompts. ``PromptBatch.position`` is the row number."""
-
-    noun = "prompts"
-
-    def collate(self, rows: list[EncodedPrompt], positions: list[int]) -> PromptBatch:
-        """See :func:`~frpo.data.prompts.encoding.collate`."""
-        return collate(rows, positions, self.pad_token_id)
 
 
 def evaluation_slices(rows: int, batch_size: int, world_size: int, noun: str = "prompts") -> list[range]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from frpo.data.rows import Row, clip, kind, nearest
+from frpo.data.rows import Row, clip, did_you_mean, kind
 
 MAX_LINE_BYTES = 16 * 2**20  # a longer line is a file of another kind, not a prompt
 MAX_JSON_BYTES = 512 * 2**20  # .json has to be parsed whole
@@ -53,7 +53,7 @@ def check_file(path: Path) -> None:
         beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         where = "" if path.parent.is_dir() else f" The folder {path.parent} does not exist either."
         raise FileNotFoundError(
-            f"no file at {path.absolute()}.{nearest(path.name, beside)}{where} "
+            f"no file at {path.absolute()}.{did_you_mean(path.name, beside)}{where} "
             "Give `path` relative to the working folder, or absolute."
         )
     if path.stat().st_size == 0:
@@ -70,7 +70,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             if len(raw) > MAX_LINE_BYTES:
                 raise ValueError(
                     f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes; "
-                    "expected one row a line: is it of another kind than its suffix says?"
+                    "expected one row per line: is it of another kind than its suffix says?"
                 )
             yield number, _decode(raw, path, number)
 
@@ -99,7 +99,7 @@ def _parse(text: str, path: Path, line: int | None) -> Any:
     except ValueError as error:  # a constant outside JSON, an integer of thousands of digits
         problem = str(error)
     where = f"{path}, line {place}" if place else str(path)
-    raise ValueError(f"{where}: {problem}; expected one JSON object a row. Mend or drop the row.")
+    raise ValueError(f"{where}: {problem}; expected one JSON object per row. Mend or drop the row.")
 
 
 def _not_json(constant: str) -> None:
@@ -125,7 +125,7 @@ def _read_json(path: Path) -> Iterator[Row]:
     table = _parse(_decode(path.read_bytes(), path, 1), path, None)
     if not isinstance(table, list):
         raise ValueError(
-            f"{path}: got {kind(table)} at the top, expected a list of objects; one object a line is called .jsonl"
+            f"{path}: got {kind(table)} at the top, expected a list of objects; one object per line is called .jsonl"
         )
     for number, value in enumerate(table, start=1):
         yield _object(value, f"row {number}", path)

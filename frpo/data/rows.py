@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
+from frpo.foundation.errors import nearest
 from frpo.types import Messages
 
 MAX_NAME = 40  # characters of a column name or task shown in a message
@@ -24,9 +24,9 @@ class Row:
     values: Mapping[str, Any]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest known one, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = nearest(name, known, limit=1)
     return f" Did you mean {clip(close[0])!r}?" if close else ""
 
 
@@ -34,7 +34,7 @@ def missing_column(kind: str, name: str, columns: Iterable[str]) -> str:
     """The words for an absent column: what is there, and the nearest name."""
     columns = sorted(columns)
     found = [clip(column) for column in columns]
-    return f"no column {name!r} (the {kind} column); the columns are {found}.{nearest(name, columns)}"
+    return f"no column {name!r} (the {kind} column); the columns are {found}.{did_you_mean(name, columns)}"
 
 
 def clip(name: str) -> str:

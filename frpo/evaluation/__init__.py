@@ -1,0 +1,1 @@
+"""Suites of prompts and scores, their intervals, and agreement with human labels."""

@@ -12,8 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tqdm import tqdm
 
-from frpo.data.loader import EvaluationLoader
-from frpo.data.prompts.encoding import EncodedPrompt
+from frpo.data.prompts.batch import EncodedPrompt, EvaluationLoader
 from frpo.evaluation.kl import FrozenModels
 from frpo.evaluation.records import FOLDER, Row, quantities, read_file, record_path, write_rows
 from frpo.evaluation.runner import FAILED, Evaluated, averages, complaints, run_suite

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over prompts.
+"""Values with 95% intervals, and the bootstrap over prompts.
 
 Percentile intervals: Efron & Tibshirani 1993, An Introduction to the Bootstrap, chapter 13. They cover a little less
 than they say below some 20 prompts.
@@ -19,20 +19,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the interval that holds the true one with probability ``level``, in repeated experiments."""
+    """A value and its 95% interval."""
 
-    estimate: float
+    value: float
     low: float
     high: float
-    level: float = 0.95
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def mean_interval(
-    groups: Sequence[Array | Sequence[float]], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
+def mean_interval(groups: Sequence[Array | Sequence[float]], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean over all values of prompts, each a group of one or more samples; prompts are drawn, whole.
 
-    ``groups[p]`` holds the values of prompt p, [n_p]. One prompt alone gives the interval of its mean alone, a point.
+    ``groups[p]`` holds the values of prompt p, [n_p]. A single prompt gives a point, its own mean.
     Raises ``ValueError`` where there is no prompt, an empty one, or a value that is not finite.
     """
     values = [np.asarray(group, dtype=np.float64).ravel() for group in groups]
@@ -40,10 +40,11 @@ def mean_interval(
         raise ValueError("mean_interval: got a prompt without values or no prompt at all; leave such prompts out")
     totals = np.array([group.sum() for group in values])
     counts = np.array([len(group) for group in values], dtype=np.float64)
-    _require_finite("mean_interval", totals)
-    estimate = float(totals.sum() / counts.sum())
+    if not np.isfinite(totals).all():
+        raise ValueError("mean_interval: got a value that is not finite; leave completions without a value out")
+    mean = float(totals.sum() / counts.sum())
     if len(values) == 1:
-        return Interval(estimate, estimate, estimate, level)
+        return Interval(mean, mean, mean)
 
     def ratio(total: Array, count: Array, axis: int = -1) -> Array:
         mean: Array = total.sum(axis) / count.sum(axis)
@@ -56,13 +57,7 @@ def mean_interval(
         vectorized=True,
         n_resamples=resamples,
         batch=max(1, 10**6 // len(values)),
-        confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(estimate, float(found.low), float(found.high), level)
-
-
-def _require_finite(name: str, values: Array) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: got a value that is not finite; leave completions without a value out")
+    return Interval(mean, float(found.low), float(found.high))

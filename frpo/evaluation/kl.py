@@ -15,7 +15,7 @@ from frpo.types import RolloutBatch
 
 @torch.no_grad()
 def sequence_kl(model: Any, frozen: Any, rollout: RolloutBatch, micro_batch_size: int) -> Tensor:
-    r"""KL(policy || frozen) summed over the tokens of each completion, float64 [P, G], in nats a completion.
+    r"""KL(policy || frozen) summed over the tokens of each completion, float64 [P, G], in nats per completion.
 
     .. math:: \sum_{t=1}^{T_i} \sum_v \pi(v | s_t) [\log \pi(v | s_t) - \log \pi_0(v | s_t)]
 

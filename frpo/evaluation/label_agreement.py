@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from frpo.data.preferences.sources import JudgedExample, JudgedSource
-from frpo.evaluation.agreement import Estimate, agreement, linked_groups
+from frpo.evaluation.agreement import agreement, linked_groups
+from frpo.evaluation.intervals import Interval
 from frpo.evaluation.probe import LinearProbe
 from frpo.rewards.base import Reward
 from frpo.rewards.calls import call_reward
@@ -24,7 +25,7 @@ class Measured:
     rows: int
     failed: int
     abstained: int
-    metrics: dict[str, Estimate]
+    metrics: dict[str, Interval]
 
 
 class LabelAgreement:

@@ -28,7 +28,7 @@ class LinearProbe:
     Args:
         base: the language model. It is not trained, so it has no adapter.
         max_length: tokens, as in :class:`~frpo.models.scorer.Scorer`.
-        batch_size: conversations a forward pass.
+        batch_size: conversations per forward pass.
     """
 
     def __init__(self, base: Policy, max_length: int = 1024, batch_size: int = 8) -> None:

@@ -1,4 +1,4 @@
-"""Evaluations on disk: ``<output_dir>/evaluation/<suite>/step=<step>.jsonl``, one JSON object a completion."""
+"""Evaluations on disk: ``<output_dir>/evaluation/<suite>/step=<step>.jsonl``, one JSON object per completion."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from frpo.foundation.durable import write_whole
+from frpo.foundation.json_values import plain
 
 FOLDER = "evaluation"
 COLUMNS = ("suite", "step", "prompt_id", "task", "sample", "quantity", "value", "status")
@@ -24,7 +25,7 @@ def record_path(output_dir: Path | str, suite: str, step: int) -> Path:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write ``rows`` as one whole file, in place of what was there; a number that is not finite becomes null."""
-    write_whole(path, "".join(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_file(path: Path) -> list[Row]:
@@ -56,11 +57,11 @@ def read_rows(output_dir: Path | str) -> Iterator[Row]:
 
 
 def read_frame(output_dir: Path | str) -> pd.DataFrame:
-    """Every evaluation of a run as a table, one row a completion and quantity.
+    """Every evaluation of a run as a table, one row per completion and quantity.
 
     Columns: ``suite``, ``step`` (optimiser steps), ``prompt_id``, ``task``, ``sample``, ``quantity`` (a score's name,
-    ``kl/<name>/sequence`` in nats a completion, or ``kl/<name>/token`` in nats a token), ``value`` (NaN where there is
-    none) and ``status`` (value, abstain or failed). Errors as :func:`read_rows`.
+    ``kl/<name>/sequence`` in nats per completion, or ``kl/<name>/token`` in nats per token), ``value`` (NaN where there
+    is none) and ``status`` (value, abstain or failed). Errors as :func:`read_rows`.
     """
     return frame(read_rows(output_dir))
 
@@ -114,11 +115,3 @@ def _parse(line: str, path: Path, number: int) -> Row:
             "JSON; evaluations are written whole, so the file was changed later: remove it and evaluate again"
         ) from error
     return dict(row)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return value

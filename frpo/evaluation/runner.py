@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from frpo.data.loader import EvaluationLoader
+from frpo.data.prompts.batch import EvaluationLoader
 from frpo.evaluation.kl import FrozenModels, sequence_kl
 from frpo.evaluation.records import Row, quantities
 from frpo.evaluation.suite import KL, Suite
@@ -43,7 +43,7 @@ class Evaluated:
 def run_suite(
     name: str, suite: Suite, policy: Evaluated, prompts: EvaluationLoader, frozen: FrozenModels
 ) -> list[Placed]:
-    """Answer, judge and measure this rank's ``prompts``; one row a completion.
+    """Answer, judge and measure this rank's ``prompts``; one row per completion.
 
     Training does not notice: modes of the model's modules and the global random generators are as before afterwards,
     and no gradient is computed. Within, the generators start from the suite's seed, for a reward that draws from them.

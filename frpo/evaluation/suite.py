@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
-from frpo.data.prompts.encoding import EncodedPrompt, encode
+from frpo.data.prompts.batch import EncodedPrompt, encode
 from frpo.data.prompts.sources import PromptSource
 from frpo.rewards.base import Reward
 from frpo.rollouts.in_process import InProcessSampler
@@ -34,7 +34,7 @@ class Suite:
         prompts: what is asked.
         scores: what judges the completions, by the name its results go by.
         sampler: how completions are drawn; null takes the most probable tokens, at most 512.
-        samples: completions a prompt; more than 1 need a sampler with a temperature above 0.
+        samples: completions per prompt; more than 1 need a sampler with a temperature above 0.
         kl_to: by name, directory or hub id of a frozen model with the policy's vocabulary. The exact KL of the policy
             to it is measured along the policy's own completions (see :mod:`frpo.evaluation.kl`).
         batch_size: prompts answered at once on each device, and sequences in one forward pass of the KL.

@@ -101,9 +101,7 @@ def redact_config(text: str) -> str:
         hidden = redact(tree)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError):  # `!!int x`, say
         return redact_text("\n".join(_redact_line(line) for line in text.split("\n")))
-    if not isinstance(tree, dict | list):
-        return redact_text(text)
-    if hidden == tree:
+    if hidden == tree or not isinstance(tree, dict | list):
         return redact_text(text)
     return redact_text(yaml.safe_dump(hidden, sort_keys=False, allow_unicode=True, width=110))
 

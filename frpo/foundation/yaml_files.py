@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ from frpo.foundation.errors import ConfigError, clipped, nearest
 from frpo.foundation.shipped import FOLDERS, find_shipped, shipped
 
 INCLUDE = "include"
-MAX_BYTES = 2**18  # of a configuration file
-MAX_NODES = 10_000  # of a document with its aliases written out: nine short lines can stand for a billion values
-MAX_DEPTH = 32  # of a document; what reads it afterwards takes many Python frames a level
-MAX_FILES = 256  # opened for one --config, each as often as it is included
+MAX_DEPTH = 32  # of a document; what reads it afterwards takes many Python frames per level
 # What PyYAML's constructors raise on `!!int x`, `!!bool x`, `!!timestamp x` or an integer of thousands of digits.
 _UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, OverflowError)
 
@@ -33,6 +29,7 @@ class _Refused(yaml.constructor.ConstructorError):
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which ``1e-3`` is a number, a date stays text, and a key stands once."""
 
+    depth = 0
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own class attribute
         letter: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":float", ":timestamp"))]
         for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -57,23 +54,20 @@ class _Loader(yaml.SafeLoader):
         str(value).encode()  # half of a surrogate pair can be escaped, and then be neither printed nor written
         return value
 
-    def construct_document(self, node: yaml.Node) -> Any:
-        for number, (inner, depth) in enumerate(_expanded(node, 1), start=1):
-            if depth > MAX_DEPTH:
-                raise _refusal(f"nested deeper than {MAX_DEPTH} levels, or an alias within its own anchor", inner)
-            if number > MAX_NODES:
-                raise _refusal(f"stands for over {MAX_NODES} values once its aliases are written out", node)
-        return super().construct_document(node)
-
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        self.depth += 1
+        if self.depth > MAX_DEPTH or node in self.recursive_objects:
+            raise _refusal(f"nested deeper than {MAX_DEPTH} levels, or an alias within its own anchor", node)
         try:
-            return super().construct_object(node, deep=deep)
+            return super().construct_object(node, deep=True)
         except _UNREADABLE as error:
             kind = node.tag.rpartition(":")[2]
             shown = f"{node.value:.40}" if isinstance(node, yaml.ScalarNode) else "this"
             raise _refusal(
                 f"{shown!r} cannot be read as {kind}; write another value, or text in quotes", node
             ) from error
+        finally:
+            self.depth -= 1
 
 
 _Loader.add_implicit_resolver(
@@ -84,15 +78,6 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
-
-
-def _expanded(node: yaml.Node, depth: int) -> Iterator[tuple[yaml.Node, int]]:
-    """The nodes below ``node`` with their depth, an aliased one each time it is used, down to MAX_DEPTH."""
-    yield node, depth
-    if isinstance(node, yaml.CollectionNode) and depth <= MAX_DEPTH:
-        for item in node.value:
-            for child in item if isinstance(item, tuple) else (item,):
-                yield from _expanded(child, depth + 1)
 
 
 def _refusal(problem: str, node: yaml.Node) -> _Refused:
@@ -110,7 +95,7 @@ class Document:
 def load_text(text: str, source: str) -> Any:
     """Parse YAML; what cannot be read becomes a :class:`ConfigError` that names ``source``, line and column.
 
-    Only plain values are made, whatever the tags; :data:`MAX_NODES` and :data:`MAX_DEPTH` bound what they amount to.
+    Only plain values are made, whatever the tags, nested at most :data:`MAX_DEPTH` levels.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -135,20 +120,17 @@ def read_with_includes(path: str) -> list[Document]:
 
     ``path`` is looked up in the working directory first, then among the shipped ``conf/`` and ``recipes/``.
     """
-    return _expand(find_file(path, None), (), [])
+    return _expand(find_file(path, None), ())
 
 
-def _expand(path: Path, chain: tuple[Path, ...], opened: list[Path]) -> list[Document]:
+def _expand(path: Path, chain: tuple[Path, ...]) -> list[Document]:
     path = path.resolve()
-    opened.append(path)
-    if len(opened) > MAX_FILES:
-        raise ConfigError(f"{_shown(opened[0])}: include: opens over {MAX_FILES} files; include each file once")
     if path in chain:
         names = " -> ".join(_shown(link) for link in (*chain[chain.index(path) :], path))
         raise ConfigError(f"include goes round in a circle: {names}; remove one of these lines")
     tree = read_mapping(path)
     included = include_list(tree.pop(INCLUDE, None), path)
-    documents = [document for entry in included for document in _expand(find_file(entry, path), (*chain, path), opened)]
+    documents = [document for entry in included for document in _expand(find_file(entry, path), (*chain, path))]
     return [*documents, Document(_shown(path), tree)]
 
 
@@ -160,13 +142,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping a YAML file holds; an empty file is an empty mapping."""
     source = _shown(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{source}: cannot be read as text: {error}") from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{source}: larger than {MAX_BYTES} bytes, expected a configuration; is it another file?")
     tree = load_text(text, source)
     if tree is None:
         return {}

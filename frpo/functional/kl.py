@@ -1,9 +1,10 @@
 """Estimators of KL(policy || reference) per token.
 
-k1, k2, k3 (Schulman 2020, "Approximating KL divergence") read the log-probabilities of sampled tokens; the full KL
-reads the whole vocabulary. With x = ref_logp - logp and tokens drawn from the policy: E[k1] = E[k3] = KL, while k2 is
-biased by third-order terms. As *losses* they differ: the gradient of k2 is the unbiased gradient of the KL, that of k1
-has expectation zero, that of k3 is the gradient of KL(reference || policy).
+k1, k2 and k3 (Schulman 2020, "Approximating KL divergence") need only the log-probabilities of the sampled tokens; the
+full KL needs the logits of the whole vocabulary. Write x = ref_logp - logp, with tokens drawn from the policy. Then
+E[k1] = E[k3] = KL, and k2 is biased by terms of third order. As *losses* they behave differently: the gradient of k2
+is an unbiased gradient of the KL, the gradient of k1 has expectation zero, and the gradient of k3 is that of
+KL(reference || policy).
 """
 
 from __future__ import annotations
@@ -18,17 +19,31 @@ LOG_RATIO_LIMIT = 20.0
 
 
 def k1(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """``-x``: unbiased, high variance, may be negative. Shapes [...], [...] -> [...]."""
+    """``-x``: unbiased, high variance, may be negative. Shapes [...], [...] -> [...].
+
+    >>> k1(torch.tensor([-1.0, -3.0]), torch.tensor([-2.0, -1.0]))
+    tensor([ 1., -2.])
+    """
     return -_x(logps, ref_logps)
 
 
 def k2(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """``x^2 / 2``: biased, low variance. Shapes [...], [...] -> [...]."""
+    """``x^2 / 2``: biased, low variance. Shapes [...], [...] -> [...].
+
+    >>> k2(torch.tensor([-1.0, -3.0]), torch.tensor([-2.0, -1.0]))
+    tensor([0.5000, 2.0000])
+    """
     return _x(logps, ref_logps).square() / 2
 
 
 def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """``exp(x) - x - 1``: unbiased, never negative. Shapes [...], [...] -> [...]; 0 where the two agree."""
+    """``exp(x) - x - 1``: unbiased, never negative, 0 where the two agree. Shapes [...], [...] -> [...].
+
+    The KL term of the released trainer of arXiv 2602.08813.
+
+    >>> k3(torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -2.0]))
+    tensor([0.0000, 0.3679])
+    """
     x = _x(logps, ref_logps).clamp(max=LOG_RATIO_LIMIT)
     return x.expm1() - x
 
@@ -36,7 +51,10 @@ def k3(logps: Tensor, ref_logps: Tensor) -> Tensor:
 def full_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """Exact per-token KL ``sum_v pi_v (log pi_v - log ref_v)``: [..., V], [..., V] -> [...].
 
-    A vocabulary entry that the policy gives no mass (logit -inf) adds nothing.
+    A token that the policy gives no mass (logit -inf) adds nothing.
+
+    >>> full_kl(torch.tensor([0.0, -torch.inf]), torch.tensor([0.0, 0.0]))  # a sure token against a fair coin: log 2
+    tensor(0.6931)
     """
     if logits.shape != ref_logits.shape:
         raise ValueError(

@@ -22,6 +22,12 @@ def token_logprobs(
 
     Shapes: logits [..., V], ids int64 [...] -> [...], in float32 or wider whatever the logits' dtype. Computed
     ``CHUNK`` positions at a time and recomputed in the backward pass, so that no float32 copy of all logits exists.
+
+    >>> logits = torch.tensor([[0.0, 0.0, -torch.inf]])
+    >>> token_logprobs(logits, torch.tensor([0]))
+    tensor([-0.6931])
+    >>> token_logprobs(logits, torch.tensor([0]), top_p=0.5)  # the nucleus holds this token alone
+    tensor([0.])
     """
     if logits.shape[:-1] != ids.shape:
         raise ValueError(
@@ -37,7 +43,11 @@ def token_logprobs(
 
 
 def token_full_kl(logits: Tensor, ref_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Exact per-token KL between two sets of logits [..., V] at one temperature -> [...], chunked as above."""
+    """:func:`~frpo.functional.kl.full_kl` of logits at one temperature: [..., V], [..., V] -> [...], chunked as above.
+
+    >>> token_full_kl(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]]), temperature=2.0)
+    tensor([0.1109])
+    """
     if logits.shape != ref_logits.shape:
         raise ValueError(f"token_full_kl: got {tuple(logits.shape)} and {tuple(ref_logits.shape)}, expected one shape")
 

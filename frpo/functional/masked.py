@@ -9,8 +9,11 @@ from torch import Tensor
 def masked_mean(x: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
     """Mean of ``x`` over the positions where ``mask`` is True; 0 where none is.
 
-    ``x`` and ``mask`` (bool) have one shape [...]; the result drops ``dim``. Whatever stands in a masked position,
-    NaN included, has no influence on the value.
+    ``x`` and ``mask`` (bool) have one shape [...]; the result drops ``dim``. Masked positions have no influence on the
+    value, even where they hold NaN.
+
+    >>> masked_mean(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([True, True, False]))
+    tensor(2.)
     """
     if x.shape != mask.shape or mask.dtype != torch.bool:
         raise ValueError(

@@ -15,6 +15,10 @@ def log_ratio(*, logps: Tensor, old_logps: Tensor | None, mask: Tensor) -> Tenso
     """Token log-ratios ``logp - old_logp``, 0 where masked: all [..., T].
 
     ``old_logps=None`` is the on-policy case: the value is 0 and the gradient that of ``logps``.
+
+    >>> old, new = torch.tensor([-2.0, -2.0]), torch.tensor([-1.5, -9.0])
+    >>> log_ratio(logps=new, old_logps=old, mask=torch.tensor([True, False]))
+    tensor([0.5000, 0.0000])
     """
     wrong_old = old_logps is not None and old_logps.shape != logps.shape
     if logps.shape != mask.shape or mask.dtype != torch.bool or wrong_old:
@@ -29,16 +33,26 @@ def log_ratio(*, logps: Tensor, old_logps: Tensor | None, mask: Tensor) -> Tenso
 
 
 def exp_ratio(log_ratios: Tensor) -> Tensor:
-    """Ratios from their logarithms, which are kept within +-LOG_RATIO_LIMIT: any shape."""
+    """Ratios from their logarithms, which are kept within +-LOG_RATIO_LIMIT: any shape.
+
+    >>> exp_ratio(torch.tensor([0.0, 1000.0]))
+    tensor([1.0000e+00, 4.8517e+08])
+    """
     return log_ratios.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 
 
 def clip_ratio(ratio: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None) -> Tensor:
     """``min(rho, clip(rho, 1 - clip_low, 1 + clip_high))``; the ``max`` of the two where ``upper`` is True.
 
-    ``upper`` is bool, broadcastable to ``ratio``. A loss ``c * rho`` is bounded pessimistically by the minimum where
-    c < 0 and by the maximum where c > 0 (PPO, arXiv 1707.06347, eq. 7); the released FRPO trainer takes the minimum
-    always.
+    ``upper`` is bool, broadcastable to ``ratio``. PPO's pessimistic bound of a loss ``c * rho`` is the minimum where
+    c < 0 and the maximum where c > 0 (arXiv 1707.06347, equation 7). The released trainer of arXiv 2602.08813 always
+    takes the minimum.
+
+    >>> rho = torch.tensor([0.5, 1.0, 2.0])
+    >>> clip_ratio(rho, clip_low=0.2, clip_high=0.2)
+    tensor([0.5000, 1.0000, 1.2000])
+    >>> clip_ratio(rho, clip_low=0.2, clip_high=0.2, upper=torch.tensor(True))
+    tensor([0.8000, 1.0000, 2.0000])
     """
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     lower = torch.minimum(ratio, clipped)
@@ -48,7 +62,12 @@ def clip_ratio(ratio: Tensor, *, clip_low: float, clip_high: float, upper: Tenso
 def token_mean_ratio(
     log_ratios: Tensor, mask: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None
 ) -> Tensor:
-    """``a_i = (1/T_i) sum_t s_it`` with one clipped ratio a token: [..., T] -> [...] (arXiv 2602.08813)."""
+    """``a_i = (1/T_i) sum_t s_it``, one clipped ratio s_it per token (arXiv 2602.08813, section 4): [..., T] -> [...].
+
+    >>> logs = torch.tensor([[0.0, 1.0]])
+    >>> token_mean_ratio(logs, torch.tensor([[True, True]]), clip_low=0.2, clip_high=0.2)  # (1 + 1.2) / 2
+    tensor([1.1000])
+    """
     side = None if upper is None else upper.unsqueeze(-1)
     return masked_mean(clip_ratio(exp_ratio(log_ratios), clip_low=clip_low, clip_high=clip_high, upper=side), mask)
 
@@ -56,5 +75,10 @@ def token_mean_ratio(
 def sequence_ratio(
     log_ratios: Tensor, mask: Tensor, *, clip_low: float, clip_high: float, upper: Tensor | None = None
 ) -> Tensor:
-    """``a_i``: one clipped ratio a sequence, ``rho_i = exp((1/T_i) sum_t log rho_it)``: [..., T] -> [...]."""
+    """``a_i``, one clipped ratio per sequence, of ``rho_i = exp((1/T_i) sum_t log rho_it)``: [..., T] -> [...].
+
+    >>> logs = torch.tensor([[0.0, 0.2]])
+    >>> sequence_ratio(logs, torch.tensor([[True, True]]), clip_low=0.2, clip_high=0.2)  # exp(0.1)
+    tensor([1.1052])
+    """
     return clip_ratio(exp_ratio(masked_mean(log_ratios, mask)), clip_low=clip_low, clip_high=clip_high, upper=upper)

@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p, applied alike where tokens are drawn and where their probability is computed."""
+"""Top-k and top-p, the same where tokens are drawn and where their probability is computed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from torch import Tensor
 def truncate(logits: Tensor, *, top_k: int | None = None, top_p: float = 1.0, keep: Tensor | None = None) -> Tensor:
     """Set the logits outside the top-k, then outside the nucleus, to -inf: [..., V] -> [..., V].
 
-    The nucleus is the smallest set of most probable tokens whose mass reaches ``top_p`` (Holtzman et al. 2020).
-    ``keep`` int64 [...] names one token a row that always stays: the token that was drawn, so that a rounding
-    difference between the sampler's and the trainer's forward pass cannot give it probability 0. Which tokens are cut
-    is treated as a constant by the gradient.
+    The nucleus is the smallest set of most probable tokens whose mass reaches ``top_p`` (Holtzman et al. 2020, arXiv
+    1904.09751). ``keep`` int64 [...] names one token per row that always stays, the one that was drawn: otherwise a
+    rounding difference between the sampler's and the trainer's forward pass could give it probability 0. The gradient
+    takes the set of cut tokens as constant.
+
+    >>> truncate(torch.tensor([2.0, 1.0, 0.0]), top_k=2)
+    tensor([2., 1., -inf])
+    >>> truncate(torch.tensor([2.0, 1.0, 0.0]), top_p=0.5, keep=torch.tensor(2))
+    tensor([2., -inf, 0.])
     """
     if top_k is None and top_p >= 1.0:
         return logits

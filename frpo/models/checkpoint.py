@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frpo.foundation.class_names import with_full_paths
 from frpo.foundation.errors import ConfigError, clipped
 from frpo.foundation.yaml_files import read_mapping
 from frpo.models.policy import Policy
@@ -109,6 +110,8 @@ def _description(checkpoint: Mapping[str, Any], path: Path, config: Path | None)
 def build_policy(description: Any) -> Policy:
     """The policy of ``{"class_path": ..., "init_args": {...}}``, without loading its model.
 
+    A class of frpo may be named as it was when the description was written.
+
     Raises:
         ValueError: if the description does not make a :class:`Policy`.
     """
@@ -117,7 +120,7 @@ def build_policy(description: Any) -> Policy:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=Policy, required=True)
     try:
-        policy = parser.instantiate(parser.parse_object({"policy": description})).policy
+        policy = parser.instantiate(parser.parse_object({"policy": with_full_paths(description)})).policy
     except Exception as error:  # the description comes from a file, and the parser lets more than ArgumentError through
         reason = clipped(str(error), 1000)
         raise ValueError(f"the policy of the run cannot be rebuilt: {type(error).__name__}: {reason}") from error

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+
+from frpo.foundation import require
 
 
 @contextmanager
@@ -28,3 +31,10 @@ def reading(path: str, what: str) -> Iterator[None]:
             f"{path!r} holds no {what} that can be read ({type(error).__name__}: {reason:.300}); write or download "
             "it again"
         ) from error
+
+
+def require_positions(name: str, max_length: int, config: Any, path: str) -> None:
+    """Refuse the argument ``name`` where the model of ``config`` at ``path`` has fewer positions than it says."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise require.refusal(name, max_length, f"at most the {positions} positions of {path!r}")

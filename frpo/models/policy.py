@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from frpo.foundation import require
 from frpo.models.loading import reading
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -37,30 +40,35 @@ class LoRA:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.r < 1 or self.alpha <= 0:
-            raise ValueError(f"LoRA: got r={self.r}, alpha={self.alpha}, expected r >= 1 and alpha > 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA.dropout: got {self.dropout}, expected a share in [0, 1); 0.05, say")
+        require.number("LoRA.r", self.r, at_least=1)
+        require.number("LoRA.alpha", self.alpha, above=0)
+        require.number("LoRA.dropout", self.dropout, at_least=0, below=1, hint="it is a share, as 0.05")
 
-    def attach(self, model: Any, task_type: str = "CAUSAL_LM") -> Any:
-        """Wrap ``model`` in a PeftModel whose adapter alone is trainable; with ``SEQ_CLS`` its head is too."""
+    def attach(self, model: Any, revision: str | None, task_type: str = "CAUSAL_LM") -> Any:
+        """Wrap ``model`` in a PeftModel whose adapter alone is trainable; with ``SEQ_CLS`` its head is too.
+
+        ``revision`` is that of ``model``, kept in the adapter's description.
+        """
         import peft
 
-        if self.path is not None:
-            config = self._peft_config(task_type)
+        config = self.peft_config(task_type)
+        model.requires_grad_(False)
+        if self.path is None:
+            adapted = peft.get_peft_model(model, config)
+        else:
             with reading(self.path, "adapter that fits"):
-                return peft.PeftModel.from_pretrained(model, self.path, is_trainable=True, config=config)
-        return peft.get_peft_model(model, self._peft_config(task_type))
+                adapted = peft.PeftModel.from_pretrained(model, self.path, is_trainable=True, config=config)
+        # PEFT does not take over the revision of the base, and an adapter would then name its newest.
+        adapted.active_peft_config.revision = revision
+        return adapted
 
-    def attach_blank(self, model: Any, task_type: str = "CAUSAL_LM") -> Any:
-        """As :meth:`attach` on a ``model`` of the meta device: the adapter of ``path`` in its shapes alone."""
-        import peft
+    def peft_config(self, task_type: str) -> Any:
+        """The adapter as PEFT describes it, with this ``dropout``.
 
-        config = self._peft_config(task_type)
-        config.inference_mode = False
-        return peft.get_peft_model(model, config)
-
-    def _peft_config(self, task_type: str) -> Any:
+        Raises:
+            FileNotFoundError: ``path`` is no adapter directory.
+            ValueError: its description cannot be read.
+        """
         import peft
 
         if self.path is None:
@@ -111,9 +119,8 @@ class Policy:
         attn_implementation: str | None = None,
         tokenizer_path: str | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"Policy.dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
-        self.path, self.adapter, self.dtype, self.revision = path, adapter, dtype, revision
+        self.path, self.adapter, self.revision = path, adapter, revision
+        self.dtype = require.one_of("Policy.dtype", dtype, DTYPES)
         self.pad_token, self.chat_template = pad_token, chat_template
         self.gradient_checkpointing = gradient_checkpointing
         self.trust_remote_code, self.attn_implementation = trust_remote_code, attn_implementation
@@ -136,13 +143,8 @@ class Policy:
         path, revision, argument = self.path, self.revision, "path"
         if self.tokenizer_path is not None:
             path, revision, argument = self.tokenizer_path, None, "tokenizer_path"
-        try:
-            with reading(path, "tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(
-                    path, revision=revision, trust_remote_code=self.trust_remote_code
-                )
-        except (OSError, ValueError) as error:
-            raise _not_found(path, "a tokenizer", error, argument) from error
+        with finding(path, "tokenizer", "a tokenizer", argument):
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=self.trust_remote_code)
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 f"the tokenizer of {path!r} has no end-of-sequence token, so a completion could never end; set "
@@ -181,20 +183,10 @@ class Policy:
         Every dropout is 0 but for the adapter's own.
         """
         model = self.load_base()
-        if self.adapter is not None:
-            model = self.adapter.attach(model.requires_grad_(False))
-            # PEFT does not take over the revision of the base, and an adapter would then name its newest.
-            model.active_peft_config.revision = self.revision
-        return self._ready(model)
+        return self.ready(model if self.adapter is None else self.adapter.attach(model, self.revision))
 
-    def blank(self) -> Any:
-        """The model of :meth:`load` on the meta device: names, shapes and dtypes, without reading any weights."""
-        model = self.blank_base()
-        if self.adapter is not None:
-            model = self.adapter.attach_blank(model.requires_grad_(False))
-        return self._ready(model)
-
-    def _ready(self, model: Any) -> Any:
+    def ready(self, model: Any) -> Any:
+        """``model`` in train mode, recomputing activations where that is asked for."""
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if self.adapter is not None:
@@ -204,45 +196,23 @@ class Policy:
     def load_base(self, path: str | None = None) -> Any:
         """The model without an adapter, dropout at 0; from ``path`` where it is given, else the policy's own."""
         path = self.path if path is None else path
-        options: dict[str, Any] = {}
-        if self.attn_implementation is not None:
-            options["attn_implementation"] = self.attn_implementation
-        try:
-            with reading(path, "causal language model"):
-                model = AutoModelForCausalLM.from_pretrained(
-                    path,
-                    dtype=DTYPES[self.dtype],
-                    revision=self.revision if path == self.path else None,
-                    trust_remote_code=self.trust_remote_code,
-                    use_safetensors=True,
-                    **options,
-                )
-        except (OSError, ValueError) as error:
-            raise _not_found(path, "a causal language model in safetensors", error) from error
+        with finding(path, "causal language model", "a causal language model in safetensors"):
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=DTYPES[self.dtype],
+                revision=self.revision if path == self.path else None,
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=True,
+                attn_implementation=self.attn_implementation,
+            )
         disable_dropout(model)
         return model
 
-    def blank_base(self, path: str | None = None) -> Any:
-        """The model of :meth:`load_base` on the meta device. Attention whose kernels are not here becomes ``sdpa``."""
+    def read_config(self, path: str | None = None) -> PretrainedConfig:
+        """The configuration of the model of :meth:`load_base`; no weights are read."""
         path = self.path if path is None else path
-        source = {
-            "revision": self.revision if path == self.path else None,
-            "trust_remote_code": self.trust_remote_code,
-        }
-        kind = self.attn_implementation if self.attn_implementation in (None, "eager") else "sdpa"
-        try:
-            with reading(path, "configuration of a causal language model"), torch.device("meta"):
-                config = AutoConfig.from_pretrained(path, **source)
-                model = AutoModelForCausalLM.from_config(
-                    config,
-                    dtype=DTYPES[self.dtype],
-                    attn_implementation=kind,
-                    trust_remote_code=self.trust_remote_code,
-                )
-        except (OSError, ValueError) as error:
-            raise _not_found(path, "the configuration of a causal language model", error) from error
-        disable_dropout(model)
-        return model
+        revision = self.revision if path == self.path else None
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=self.trust_remote_code)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -260,9 +230,16 @@ def trainable_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _not_found(path: str, expected: str, error: Exception, argument: str = "path") -> ValueError:
-    where = "a directory here" if Path(path).exists() else "neither a directory here nor a hub id that answers"
-    return ValueError(
-        f"Policy.{argument}: got {path!r} ({where}), expected {expected}. Write a directory, a hub id, or import a "
-        f"model without a hub: `frpo import-model smollm2-135m-instruct --out DIR`. Cause: {str(error).splitlines()[0]}"
-    )
+@contextmanager
+def finding(path: str, what: str, expected: str, argument: str = "path") -> Iterator[None]:
+    """As :func:`~frpo.models.loading.reading`; the ``ValueError`` names the policy's argument and what to write."""
+    try:
+        with reading(path, what):
+            yield
+    except (OSError, ValueError) as error:
+        where = "a directory here" if Path(path).exists() else "neither a directory here nor a hub id that answers"
+        raise ValueError(
+            f"Policy.{argument}: got {path!r} ({where}), expected {expected}. Write a directory, a hub id, or import a "
+            "model without a hub: `frpo import-model smollm2-135m-instruct --out DIR`. "
+            f"Cause: {str(error).splitlines()[0]}"
+        ) from error

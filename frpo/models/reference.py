@@ -21,10 +21,6 @@ class Reference(ABC):
         """Build a frozen model beside the policy's ``model``; None where the policy's own weights serve."""
 
     @abstractmethod
-    def blank(self, policy: Policy, model: Any) -> Any:
-        """As :meth:`load` beside a ``model`` of the meta device: no weights are read."""
-
-    @abstractmethod
     def active(self, model: Any, frozen: Any) -> AbstractContextManager[Any]:
         """A context that gives the model to run as the reference; ``frozen`` is what :meth:`load` returned."""
 
@@ -40,10 +36,6 @@ class AdapterDisabled(Reference):
         """See :class:`Reference`."""
         _needs_adapter(self, policy)
         return None
-
-    def blank(self, policy: Policy, model: Any) -> Any:
-        """See :class:`Reference`."""
-        return self.load(policy, model)
 
     @contextmanager
     def active(self, model: Any, frozen: Any) -> Iterator[Any]:
@@ -68,13 +60,10 @@ class FrozenCopy(Reference):
 
     def load(self, policy: Policy, model: Any) -> Any:
         """See :class:`Reference`."""
-        return self._frozen(policy.load_base(self.path), model)
+        return self.frozen(policy.load_base(self.path), model)
 
-    def blank(self, policy: Policy, model: Any) -> Any:
-        """See :class:`Reference`."""
-        return self._frozen(policy.blank_base(self.path), model)
-
-    def _frozen(self, frozen: Any, model: Any) -> Any:
+    def frozen(self, frozen: Any, model: Any) -> Any:
+        """``frozen`` as the reference of ``model``; ``ValueError`` where their vocabularies differ."""
         size, expected = frozen.config.vocab_size, model.config.vocab_size
         if size != expected:
             raise ValueError(
@@ -105,23 +94,13 @@ class NamedAdapter(Reference):
 
     def load(self, policy: Policy, model: Any) -> Any:
         """See :class:`Reference`."""
-        self._check(policy)
+        self.check(policy)
         model.load_adapter(self.path, adapter_name=REFERENCE_ADAPTER, is_trainable=False)
         disable_dropout(model)
         return None
 
-    def blank(self, policy: Policy, model: Any) -> Any:
-        """See :class:`Reference`."""
-        import peft
-
-        self._check(policy)
-        trained = model.active_adapter
-        model.add_adapter(REFERENCE_ADAPTER, peft.PeftConfig.from_pretrained(self.path))
-        model.set_adapter(trained)
-        disable_dropout(model)
-        return None
-
-    def _check(self, policy: Policy) -> None:
+    def check(self, policy: Policy) -> None:
+        """Raise ``ValueError`` for a policy without an adapter, ``FileNotFoundError`` where ``path`` holds none."""
         _needs_adapter(self, policy)
         if not (Path(self.path) / "adapter_config.json").is_file():
             raise FileNotFoundError(

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from frpo.data.conversation import MAX_LENGTH
-from frpo.models.loading import reading
+from frpo.data.conversation import pad_right
+from frpo.foundation import require
+from frpo.models.export import MERGE_TOLERANCE
+from frpo.models.loading import reading, require_positions
 from frpo.models.policy import DTYPES, Policy, disable_dropout
 from frpo.models.saving import logit_difference, new_directory, probe_logits, require_reloaded, save_tokenizer
 
-# Adding an adapter to the weights reorders float32 sums.
-MERGE_TOLERANCE = 1e-3
+MAX_LENGTH = "frpo_max_length"
+"""Key of a classifier's config.json: the tokens a conversation had at most in training."""
 
 
 class Scorer:
@@ -29,14 +32,13 @@ class Scorer:
     """
 
     def __init__(self, base: Policy, max_length: int = 1024) -> None:
-        if max_length < 1:
-            raise ValueError(f"Scorer.max_length: got {max_length}, expected 1 or more")
         if base.adapter is not None and base.adapter.path is not None:
             raise ValueError(
                 f"Scorer.base.adapter.path: got {base.adapter.path!r}, but an adapter of a language model has no head; "
                 "merge it by `frpo export --merge`, and name that directory in `base.init_args.path`"
             )
-        self.base, self.max_length = base, max_length
+        self.base = base
+        self.max_length = require.number("Scorer.max_length", max_length, at_least=1)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -57,44 +59,32 @@ class Scorer:
         """
         base = self.base
         base.prepare()
-        config, source = self._source()
-        options = {} if base.attn_implementation is None else {"attn_implementation": base.attn_implementation}
+        config = self.read_config()
         with reading(base.path, "model"):
             model = AutoModelForSequenceClassification.from_pretrained(
-                base.path, config=config, dtype=DTYPES[base.dtype], use_safetensors=True, **source, **options
+                base.path,
+                config=config,
+                dtype=DTYPES[base.dtype],
+                revision=base.revision,
+                trust_remote_code=base.trust_remote_code,
+                use_safetensors=True,
+                attn_implementation=base.attn_implementation,
             )
         if base.adapter is not None:
-            model = base.adapter.attach(model.requires_grad_(False), task_type="SEQ_CLS")
-            model.active_peft_config.revision = base.revision
-        return self._ready(model)
+            model = base.adapter.attach(model, base.revision, task_type="SEQ_CLS")
+        return self.ready(model)
 
-    def blank(self) -> Any:
-        """The classifier of :meth:`load` on the meta device: names, shapes and dtypes, without reading any weights."""
-        base = self.base
-        base.prepare()
-        config, _ = self._source()
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(
-                config, dtype=DTYPES[base.dtype], trust_remote_code=base.trust_remote_code
-            )
-        if base.adapter is not None:
-            model = base.adapter.attach_blank(model.requires_grad_(False), task_type="SEQ_CLS")
-        return self._ready(model)
-
-    def _source(self) -> tuple[Any, dict[str, Any]]:
-        source = {"revision": self.base.revision, "trust_remote_code": self.base.trust_remote_code}
+    def read_config(self) -> Any:
+        """The configuration of the classifier; no weights are read. Raises ``ValueError`` as :meth:`load` says."""
         with reading(self.base.path, "configuration of a model"):
-            config = AutoConfig.from_pretrained(self.base.path, **source)
+            config = self.base.read_config()
         self._configure(config)
-        return config, source
+        return config
 
-    def _ready(self, model: Any) -> Any:
+    def ready(self, model: Any) -> Any:
+        """``model`` in train mode with every dropout at 0, recomputing activations where the base asks for it."""
         disable_dropout(model)
-        if self.base.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            if self.base.adapter is not None:
-                model.enable_input_require_grads()
-        return model.train()
+        return self.base.ready(model)
 
     def _configure(self, config: Any) -> None:
         classifier = any("SequenceClassification" in name for name in config.architectures or ())
@@ -104,12 +94,7 @@ class Scorer:
                 "output or a language model: a reward is one number"
             )
         text = config.get_text_config()
-        positions = getattr(text, "max_position_embeddings", None)
-        if positions is not None and self.max_length > positions:
-            raise ValueError(
-                f"Scorer.max_length: got {self.max_length}, expected at most the {positions} positions of "
-                f"{self.base.path!r}"
-            )
+        require_positions("Scorer.max_length", self.max_length, config, self.base.path)
         config.num_labels = 1
         # The head reads the last token that is not padding: both must mean the same token by it.
         text.pad_token_id = self.tokenizer.pad_token_id
@@ -153,3 +138,11 @@ def _replace(new: Path, out: Path) -> None:
         out.rename(earlier)
     new.rename(out)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def classifier_logits(model: Any, rows: list[list[int]]) -> Tensor:
+    """Outputs [N, classes] of a sequence classifier for ``N`` rows of ids, in float32 or wider."""
+    input_ids, mask = pad_right(rows, model.config.get_text_config().pad_token_id or 0)
+    device = model.device
+    logits = model(input_ids=input_ids.to(device), attention_mask=mask.long().to(device)).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

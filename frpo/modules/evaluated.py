@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from transformers import PreTrainedTokenizerBase
 
 from frpo.models.checkpoint import LoadedPolicy
 from frpo.models.policy import Policy
+from frpo.modules.strategy import check_whole_evaluation
 
 
 class EvaluatedPolicy(L.LightningModule):
@@ -60,11 +60,8 @@ class EvaluatedPolicy(L.LightningModule):
         self.policy.prepare()
 
     def setup(self, stage: str) -> None:
-        """Refuse FSDP1, under which Lightning would cut the weights and run the evaluation beside them."""
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise ValueError(
-                "FSDPStrategy: a policy is evaluated with its whole weights on every rank; write trainer.strategy: ddp"
-            )
+        """Refuse a strategy under which the policy would not be whole."""
+        check_whole_evaluation(self.trainer)
 
     def configure_model(self) -> None:
         """Load the policy where no checkpoint gave it."""

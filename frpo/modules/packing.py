@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from frpo.modules.checks import RATIO_TOLERANCE
-
-if TYPE_CHECKING:
-    from frpo.modules.supervised import SupervisedFineTuning
+from frpo.modules.numerics import RATIO_TOLERANCE
 
 IMPLEMENTATIONS = ("sdpa", "eager")
 """Attention whose mask transformers builds from the positions of a row."""
@@ -17,20 +14,9 @@ PROBE_TOKENS = 8
 """Length of the sequences on which a model is tried."""
 
 
-def packs(module: SupervisedFineTuning) -> bool:
-    """Whether the run's data is packed."""
-    return bool(getattr(getattr(module.trainer, "datamodule", None), "packing", False))
-
-
-def check_attention(module: SupervisedFineTuning) -> None:
-    """Raise ``ValueError`` where the policy's attention is not one of ``IMPLEMENTATIONS``, or its weights sharded."""
-    if module.sharded:
-        raise ValueError(
-            "packing: ranks pack their demonstrations into different numbers of rows, and with weights sharded by "
-            f"{type(module.trainer.strategy).__name__} a pass needs every rank; write data.init_args.packing: false, "
-            "or trainer.strategy: ddp"
-        )
-    found = module.policy_model.config._attn_implementation
+def check_attention(model: Any) -> None:
+    """Raise ``ValueError`` where the attention is not one of ``IMPLEMENTATIONS``."""
+    found = model.config._attn_implementation
     if found not in IMPLEMENTATIONS:
         raise ValueError(
             f"packing: the policy's attention is {found!r}, expected {' or '.join(IMPLEMENTATIONS)}, which keep the "

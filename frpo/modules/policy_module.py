@@ -12,25 +12,32 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedTokenizerBase
 
+from frpo.foundation import require
 from frpo.models import sharding
 from frpo.models.policy import Policy, trainable_names
-from frpo.modules import checks
 from frpo.modules.averages import Averages
+from frpo.modules.numerics import check_gradient
 from frpo.modules.optimizer_names import by_name, by_number
+from frpo.modules.resuming import check_checkpoint
+from frpo.modules.strategy import check_flat_optimizer, check_strategy, is_sharded
 from frpo.schedules import Constant, Schedule
+from frpo.types import DataFacts, Stage
 
 
 class PolicyModule(L.LightningModule):
     """A policy that takes its own optimiser steps.
 
     A subclass has a ``training_step`` that calls :meth:`_backward` for every micro-batch, then
-    :meth:`_optimizer_step`, then :meth:`_log_training`. It builds ``train_averages`` in ``setup``, with ``grad_norm``,
-    ``lr`` and ``seconds_...`` for each phase among the names.
+    :meth:`_optimizer_step`, then :meth:`_log_training`. Its ``setup`` calls this one
+    and builds ``train_averages``, with ``grad_norm``, ``lr`` and ``seconds_...`` for each phase among the names, and
+    ``eval_averages``.
 
     Args:
         policy: the model that trains.
@@ -43,6 +50,7 @@ class PolicyModule(L.LightningModule):
     policy_model: Any
     reference_model: Any
     train_averages: Averages
+    eval_averages: Averages
     shapes: dict[str, list[int]]
     """Of the weights that train, by name."""
     shown: ClassVar[tuple[str, ...]] = ("loss",)
@@ -57,12 +65,23 @@ class PolicyModule(L.LightningModule):
         seed: int,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        require.number(f"{name}.max_grad_norm", max_grad_norm, above=0, finite=False)
+        require.seed(f"{name}.seed", seed)
         self.automatic_optimization = False
         self.strict_loading = False
         self.policy, self.optimizer, self.max_grad_norm, self.seed = policy, optimizer, max_grad_norm, seed
         self.lr_schedule = Constant(1.0) if lr_schedule is None else lr_schedule
+        lowest = self.lr_schedule.lower_bound()
+        require.number(f"{name}.lr_schedule", lowest, at_least=0, hint="it is a factor on the learning rate")
+        if policy.adapter is None and policy.dtype in ("bfloat16", "float16"):
+            rank_zero_warn(
+                f"every weight of the policy trains in {policy.dtype}, where small updates are rounded away: write "
+                "policy.init_args.dtype: float32 with trainer.precision: bf16-mixed, or give the policy an adapter"
+            )
         self.policy_model = self.reference_model = None
         self.shapes = {}
+        self.facts = DataFacts()
 
     # Construction
 
@@ -72,8 +91,22 @@ class PolicyModule(L.LightningModule):
         return self.policy.tokenizer
 
     def prepare_data(self) -> None:
-        """Make the policy's files exist, once a node."""
+        """Make the policy's files exist, once per node."""
         self.policy.prepare()
+
+    def on_data_read(self, facts: DataFacts) -> None:
+        """Keep what the data module says of its rows."""
+        self.facts = facts
+
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that would train something else."""
+        check_strategy(self.trainer)
+
+    @property
+    def positions(self) -> int | None:
+        """Positions that the loaded model has; None where it names no limit."""
+        limit: int | None = getattr(self.policy_model.config, "max_position_embeddings", None)
+        return limit
 
     def configure_model(self) -> None:
         """Load the policy; a fresh adapter's weights are a function of the seed. Under FSDP, shard what was loaded."""
@@ -111,14 +144,8 @@ class PolicyModule(L.LightningModule):
             ValueError: one that goes by the shapes of weights under FSDP1, which does not keep them.
         """
         optimizer = self.optimizer([p for p in self.policy_model.parameters() if p.requires_grad])
-        flat = sharding.unwrapped(self.policy_model) is not self.policy_model
-        if flat and (len(optimizer.param_groups) > 1 or isinstance(optimizer, torch.optim.Adafactor)):
-            raise ValueError(
-                f"optimizer: got {type(optimizer).__name__} with {len(optimizer.param_groups)} groups of weights under "
-                "FSDPStrategy, which hands it pieces in one dimension: what goes by a weight's shape would be another "
-                "method. Write one group and an element-wise optimizer such as torch.optim.AdamW, or `include: "
-                "[conf/trainer/fsdp2.yaml]`"
-            )
+        if sharding.unwrapped(self.policy_model) is not self.policy_model:
+            check_flat_optimizer(optimizer)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -148,7 +175,7 @@ class PolicyModule(L.LightningModule):
             group["lr"] = group["initial_lr"] * self.lr_schedule.value(self.global_step)
         moved = [p for p in self.policy_model.parameters() if p.grad is not None]
         norm = sharding.total_norm(self.policy_model, (p.grad for p in moved))
-        checks.check_gradient(norm)
+        check_gradient(norm)
         self.train_averages.update("grad_norm", norm)
         self.train_averages.update("lr", optimizer.param_groups[0]["lr"])
         if self.max_grad_norm is not None:
@@ -191,6 +218,13 @@ class PolicyModule(L.LightningModule):
         if due:
             self.train_averages.reset()
 
+    def _log_evaluation(self, stage: Stage, prog_bar: bool = False) -> None:
+        """Log the averages over all held-out rows and ranks."""
+        for name, value in self.eval_averages.compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar=prog_bar, rank_zero_only=True)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.global_step), rank_zero_only=True)
+
     # Checkpoints
 
     def schedules(self) -> dict[str, Schedule]:
@@ -222,7 +256,7 @@ class PolicyModule(L.LightningModule):
     @property
     def sharded(self) -> bool:
         """Whether the strategy cuts weights over ranks."""
-        return isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        return is_sharded(self.trainer)
 
     def _numbered(self) -> list[str]:
         """Names of the weights by the number an optimiser's state has for them.
@@ -238,7 +272,9 @@ class PolicyModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model; continue the schedules."""
-        checks.check_checkpoint(checkpoint, self)
+        check_checkpoint(
+            checkpoint, shapes=self.shapes, policy=self.policy.description(), schedules=self.schedules().keys()
+        )
         for name, schedule in self.schedules().items():
             schedule.load_state_dict(checkpoint["frpo"]["schedules"][name])
         if "optimizer_states" in checkpoint and not self.sharded:  # else the strategy has read them by name

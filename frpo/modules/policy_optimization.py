@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from frpo.foundation import require
 from frpo.functional.masked import masked_mean
 from frpo.models.policy import Policy
 from frpo.models.reference import Reference
 from frpo.models.sharding import gathered
-from frpo.modules import checks
 from frpo.modules.averages import Averages
-from frpo.modules.group_gradient import GroupGradient, TokenPass
-from frpo.modules.micro_batches import micro_batches
+from frpo.modules.micro_batches import TokenPass, check_forward, micro_batches
+from frpo.modules.numerics import check_initial_kl, check_ratios
 from frpo.modules.policy_module import PolicyModule
 from frpo.modules.precision import float32_by_default
-from frpo.modules.recording import NAMES, record_kl, record_objective, record_scored
+from frpo.modules.recording import NAMES, record_kl, record_scored, record_update
+from frpo.modules.rollout_update import RolloutUpdate
 from frpo.modules.sam import SAM
+from frpo.modules.strategy import check_precision
 from frpo.objectives import FRPO, Objective
 from frpo.penalty import KLPenalty
 from frpo.rewards.base import Reward
 from frpo.rewards.scoring import JudgementCounts, TwoValuedWatch, check_failure_rate, count_judgements, score
 from frpo.rollouts.sampler import Sampler
 from frpo.schedules import Schedule
-from frpo.types import PromptBatch, RolloutBatch, ScoredBatch, Stage, StepRecord
+from frpo.types import DataFacts, PromptBatch, RolloutBatch, ScoredBatch, Stage, StepRecord
 
 # Each stage draws its sampling noise from a stream of its own.
 STREAMS: dict[Stage, int] = {"train": 0, "val": 1, "test": 2}
@@ -51,7 +51,7 @@ class PolicyOptimization(PolicyModule):
         reference: of the KL term; null only where beta is 0 throughout.
         kl: beta, its schedule, and the estimators; null takes KLPenalty's defaults.
         lam_schedule: sets the objective's lambda before each rollout (FRPO only); null leaves it.
-        group_size: G, completions a prompt, at least 2.
+        group_size: G, completions per prompt, at least 2.
         micro_batch_size: sequences in one forward and backward pass; memory only.
         epochs_per_rollout: optimiser steps on one rollout; beyond 1 the ratios leave 1 and are clipped.
         optimizer: takes the trainable parameters.
@@ -59,14 +59,13 @@ class PolicyOptimization(PolicyModule):
         max_grad_norm: gradients are clipped to this norm; null does not clip.
         sam: takes each gradient at the worst weights nearby (sharpness-aware minimisation); null at the weights.
         val_sampler: draws completions in validation and test; null uses ``sampler``.
-        val_group_size: completions a prompt there; null uses ``group_size``.
-        rho: KL budget in nats a completion at which the worst-case reward is reported.
+        val_group_size: completions per prompt there; null uses ``group_size``.
+        rho: KL budget in nats per completion at which the worst-case reward is reported.
         on_reward_error: ``raise``, or ``failed``: an exception in a reward makes its completions failed.
         max_failure_rate: share of failed judgements in a step beyond which training stops.
         seed: of sampling, the only thing that is random here.
     """
 
-    eval_averages: Averages
     last_step: StepRecord | None
     shown = ("reward", "kl", "loss", "ess")
 
@@ -96,25 +95,82 @@ class PolicyOptimization(PolicyModule):
         super().__init__(policy, optimizer, lr_schedule, max_grad_norm, seed)
         self.objective, self.reward = objective, reward
         self.sampler, self.val_sampler = sampler, sampler if val_sampler is None else val_sampler
-        self.reference, self.kl = reference, KLPenalty() if kl is None else kl
-        self.group_size = group_size
-        self.val_group_size = group_size if val_group_size is None else val_group_size
-        self.micro_batch_size, self.epochs_per_rollout = micro_batch_size, epochs_per_rollout
-        self.sam = sam
-        self.lam_schedule = lam_schedule
-        self.rho = rho
-        self.on_reward_error, self.max_failure_rate = on_reward_error, max_failure_rate
-        checks.check_configuration(self)
+        self.reference, self.kl, self.lam_schedule, self.sam = (
+            reference,
+            kl if kl is not None else KLPenalty(),
+            lam_schedule,
+            sam,
+        )
+        name = "PolicyOptimization"
+        self.group_size = require.number(
+            f"{name}.group_size", group_size, at_least=2, hint="a completion is compared with the others of its group"
+        )
+        self.val_group_size = require.number(f"{name}.val_group_size", val_group_size, at_least=1) or group_size
+        self.micro_batch_size = require.number(f"{name}.micro_batch_size", micro_batch_size, at_least=1)
+        self.epochs_per_rollout = require.number(f"{name}.epochs_per_rollout", epochs_per_rollout, at_least=1)
+        self.rho = require.number(f"{name}.rho", rho, above=0)
+        self.on_reward_error = require.one_of(f"{name}.on_reward_error", on_reward_error, ("raise", "failed"))
+        self.max_failure_rate = require.number(f"{name}.max_failure_rate", max_failure_rate, at_least=0, at_most=1)
+        self._check_together()
         self.last_step = None
         self._two_valued = TwoValuedWatch()
         self._reward_ready = self._self_checked = False
 
+    def _check_together(self) -> None:
+        """Refuse arguments that are right alone and cannot work together."""
+        if self.policy.adapter is not None and self.policy.adapter.dropout > 0:
+            raise ValueError(
+                f"PolicyOptimization.policy.adapter.dropout must be 0, got {self.policy.adapter.dropout}: sampling and "
+                "training have to see one policy, or the ratios are not 1 on-policy. Dropout is for "
+                "SupervisedFineTuning"
+            )
+        if self.lam_schedule is not None:
+            if not isinstance(self.objective, FRPO):
+                raise ValueError(
+                    "PolicyOptimization.lam_schedule schedules lambda, which "
+                    f"{type(self.objective).__name__} does not have; remove it or write `objective: FRPO`"
+                )
+            require.number(
+                "PolicyOptimization.lam_schedule",
+                self.lam_schedule.lower_bound(),
+                above=0,
+                hint="it is the lowest value (a warm-up starts at 0); start and end above 0",
+            )
+        if self.reference is None and not self.kl.is_off:
+            raise ValueError(
+                "PolicyOptimization.reference is null but kl.beta is not 0 throughout; write `kl: {beta: 0}`, or a "
+                "reference such as `reference: AdapterDisabled`"
+            )
+        sampler = self.sampler
+        require.number(
+            "PolicyOptimization.sampler.temperature",
+            sampler.temperature,
+            above=0,
+            hint="greedy completions of a group are all equal; set it in `val_sampler` for greedy validation",
+        )
+        if sampler.truncates and (self.epochs_per_rollout > 1 or self.sam is not None):
+            moved, instead = (
+                ("sam", "Leave out sam")
+                if self.sam is not None
+                else (f"epochs_per_rollout={self.epochs_per_rollout}", "Write epochs_per_rollout: 1")
+            )
+            raise ValueError(
+                f"PolicyOptimization: got {moved} with top_p={sampler.top_p}, top_k={sampler.top_k}; once the weights "
+                "have moved, the set of tokens that sampling kept is unknown and the ratios would be those of another "
+                f"policy. {instead}, or write top_p: 1.0 and top_k: null"
+            )
+
     # Construction
+
+    def on_data_read(self, facts: DataFacts) -> None:
+        """Refuse tasks that the reward cannot score."""
+        super().on_data_read(facts)
+        self.reward.check_tasks(set(facts.tasks))
 
     def setup(self, stage: str) -> None:
         """Build the metrics, whose names include the tasks of the data."""
-        tasks = sorted(getattr(getattr(self.trainer, "datamodule", None), "tasks", ()))
-        names = [*NAMES, *(f"reward/{task}" for task in tasks)]
+        super().setup(stage)
+        names = [*NAMES, *(f"reward/{task}" for task in sorted(self.facts.tasks))]
         self.train_averages, self.eval_averages = Averages(names), Averages(names)
 
     def load_models(self) -> None:
@@ -125,18 +181,29 @@ class PolicyOptimization(PolicyModule):
 
     def on_fit_start(self) -> None:
         """Last checks before the first step."""
-        checks.check_run(self)
+        check_precision(self.trainer)
+        check_forward(self.policy_model)
+        self._check_positions()
         self._build_reward()
 
     def on_validation_start(self) -> None:
         """Build the reward where no fit did, and start the averages afresh."""
-        checks.check_positions(self)
+        self._check_positions()
         self._build_reward()
         self.eval_averages.reset()
 
     def on_test_start(self) -> None:
         """As for validation."""
         self.on_validation_start()
+
+    def _check_positions(self) -> None:
+        prompt, answer = self.facts.max_tokens, max(self.sampler.max_new_tokens, self.val_sampler.max_new_tokens)
+        if self.positions is not None and prompt + answer > self.positions:
+            raise ValueError(
+                f"max_prompt_length {prompt} + max_new_tokens {answer} = {prompt + answer} tokens, but "
+                f"{self.policy.path!r} has positions for {self.positions}; lower data.init_args.max_prompt_length or "
+                "sampler.init_args.max_new_tokens"
+            )
 
     def _build_reward(self) -> None:
         if not self._reward_ready:
@@ -150,16 +217,22 @@ class PolicyOptimization(PolicyModule):
         """Walk a batch of prompts to an updated policy."""
         step = self.global_step
         if self.lam_schedule is not None:
-            assert isinstance(self.objective, FRPO), "check_configuration lets no other objective have a lambda"
+            assert isinstance(self.objective, FRPO), "no other objective is let through with a lambda"
             self.objective.lam = self.lam_schedule.value(step)
         with self._phase("rollout"):
             rollout = self._sample(prompts, "train")
         with self._phase("reward"):
             scored = self._score(rollout)
         with self._phase("update"):
-            scored, kl = self._update(scored, self.kl.coefficient(step, self._lam))
-        self.last_step = StepRecord("train", step, scored)
-        self._finish_step(scored, kl)
+            update = self._update(scored)
+            for _ in range(self.epochs_per_rollout):
+                update.gradient()
+                self._self_check(update)
+                self._optimizer_step()
+        record_update(self.train_averages, update, self.rho)
+        self.last_step = StepRecord("train", step, replace(scored, weights=update.passes[0].coefficients))
+        self._observe(update)
+        self._log_training(step)
 
     def _sample(self, prompts: PromptBatch, stage: Stage) -> RolloutBatch:
         training = stage == "train"
@@ -182,85 +255,39 @@ class PolicyOptimization(PolicyModule):
             rank_zero_warn(warning)
         return scored
 
-    def _update(self, scored: ScoredBatch, beta: float) -> tuple[ScoredBatch, float]:
-        """Take ``epochs_per_rollout`` optimiser steps on one rollout; return it with its weights, and the KL before.
+    def _update(self, scored: ScoredBatch) -> RolloutUpdate:
+        lam = self.objective.lam if isinstance(self.objective, FRPO) else None
+        return RolloutUpdate(
+            scored,
+            self.objective,
+            self._token_pass(),
+            self._backward,
+            beta=self.kl.coefficient(self.global_step, lam),
+            num_groups=self._mean_over_ranks((scored.reward_mask.sum(-1) >= 2).sum().float()),
+            micro_batch_size=self.micro_batch_size,
+            sam=self.sam,
+        )
 
-        The weights are the on-policy ones; the KL is in nats a token, over all ranks.
-        """
-        rollout, rewards, members = scored.rollout, scored.rewards, scored.reward_mask
-        gradient = GroupGradient(self.objective, self._token_pass(self.sampler), self.micro_batch_size)
-        groups = self._mean_over_ranks((members.sum(-1) >= 2).sum().float())
-        upper = self.objective.upper_side(rewards, members)
-        weights: Tensor | None = None
-        old_logps: Tensor | None = None
-        kl_before = 0.0
+    def _token_pass(self) -> TokenPass:
+        return TokenPass(self.policy_model, self.reference, self.reference_model, self.sampler, self.kl)
 
-        def accumulate() -> tuple[Tensor, Tensor, Tensor]:
-            """Add the gradient at the present weights; off-policy as soon as ``old_logps`` are known."""
-            ratios = None if old_logps is None else gradient.ratios(rollout, old_logps, upper)
-            coefficients = self.objective.coefficients(rewards, members, ratios, groups)
-            checks.check_finite(coefficients, scored)
-            logps, kl = gradient.backward(
-                rollout, self._backward, coefficients=coefficients, beta=beta, old_logps=old_logps, upper=upper
-            )
-            return coefficients, logps, kl
-
-        for epoch in range(self.epochs_per_rollout):
-            coefficients, logps, kl = accumulate()
-            if epoch == 0:
-                weights, old_logps = coefficients, logps
-                kl_before = self._mean_over_ranks(masked_mean(kl, rollout.mask).mean()).item()
-                self._self_check(rollout, logps, kl)
-                self._record(scored, kl, beta)
-            elif old_logps is not None:
-                share = self.objective.clipped_share(logps, rollout.mask, old_logps=old_logps)
-                self.train_averages.update("clipped", share)
-            if self.sam is not None:
-                self._move_gradient(self.sam, accumulate)
-            self._optimizer_step()
-        return replace(scored, weights=weights), kl_before
-
-    def _token_pass(self, sampler: Sampler) -> TokenPass:
-        return TokenPass(self.policy_model, self.reference, self.reference_model, sampler, self.kl)
-
-    def _move_gradient(self, sam: SAM, accumulate: Callable[[], object]) -> None:
-        before, after = sam.move_gradient(self.policy_model, accumulate)
-        self.train_averages.update("sam_norm_before", before)
-        self.train_averages.update("sam_norm_after", after)
-
-    @property
-    def _lam(self) -> float | None:
-        return self.objective.lam if isinstance(self.objective, FRPO) else None
-
-    def _self_check(self, rollout: RolloutBatch, logps: Tensor, kl: Tensor) -> None:
-        gap = masked_mean((rollout.logps - logps).abs(), rollout.mask)
-        self.train_averages.update("sampler_gap", gap)
+    def _self_check(self, update: RolloutUpdate) -> None:
+        """Before the first update, sampler, trainer and reference have to agree on the policy."""
         if self._self_checked:
             return
+        rollout, first = update.scored.rollout, update.passes[0]
         half = "16" in str(self.trainer.precision) or self.policy.dtype in ("bfloat16", "float16")
-        checks.check_ratios(gap, half=half)
+        check_ratios((rollout.logps - first.logps)[rollout.mask], half=half)
         if self.reference is not None and self.global_step == 0 and self.reference.starts_at_policy(self.policy):
-            checks.check_initial_kl(masked_mean(kl, rollout.mask), half=half)
+            check_initial_kl(first.kl[rollout.mask], half=half)
         self._self_checked = True
 
-    # Metrics
-
-    def _record(self, scored: ScoredBatch, kl: Tensor, beta: float) -> None:
-        averages = self.train_averages
-        record_scored(averages, scored, self.rho)
-        record_objective(averages, scored, self.objective)
-        if self.reference is not None:
-            record_kl(averages, kl, scored.rollout.mask)
-        averages.update("beta", beta)
-        if self._lam is not None:
-            averages.update("lambda", self._lam)
-
-    def _finish_step(self, scored: ScoredBatch, kl: float) -> None:
-        """Let the schedules see the step on all ranks; log the averages since the last time metrics were logged."""
-        rewards, members = (self._all_ranks(x) for x in (scored.rewards, scored.reward_mask))
+    def _observe(self, update: RolloutUpdate) -> None:
+        """Let the schedules see what all ranks saw: the KL before the update in nats per token, and the rewards."""
+        kl = self._mean_over_ranks(masked_mean(update.passes[0].kl, update.scored.rollout.mask).mean()).item()
+        rewards, members = (self._all_ranks(x) for x in (update.scored.rewards, update.scored.reward_mask))
         for schedule in self.schedules().values():
             schedule.observe(kl=kl, rewards=rewards, reward_mask=members)
-        self._log_training(self.last_step.step if self.last_step else 0)
 
     def _all_ranks(self, rows: Tensor) -> Tensor:
         gathered: Any = self.all_gather(rows)
@@ -295,16 +322,10 @@ class PolicyOptimization(PolicyModule):
         record_scored(self.eval_averages, scored, self.rho)
         if self.reference is not None:
             # Exact over the vocabulary: a sampled estimate would be one of the training sampler's distribution only.
-            token_pass = replace(self._token_pass(self.sampler), kl=EXACT_KL)
+            token_pass = replace(self._token_pass(), kl=EXACT_KL)
             for batch in micro_batches(rollout, self.micro_batch_size):
                 record_kl(self.eval_averages, token_pass(batch, with_reference=True).kl_logged, batch.mask)
         self.last_step = StepRecord(stage, self.global_step, scored)
-
-    def _log_evaluation(self, stage: Stage) -> None:
-        for name, value in self.eval_averages.compute().items():
-            self.log(f"{stage}/{name}", value, rank_zero_only=True)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("step", float(self.global_step), rank_zero_only=True)
 
     def schedules(self) -> dict[str, Schedule]:
         """The schedules in use, by what they set."""

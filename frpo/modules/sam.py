@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from frpo.models.sharding import total_norm
-from frpo.modules import checks
+from frpo.modules.numerics import check_gradient
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class SAM:
     """Steps along the gradient at ``w + radius g / ||g||``, where g is the gradient at w (arXiv 2010.01412, eq. 2).
 
     To first order that is the point of the largest loss within ``radius``, so what is descended is the loss of the
-    worst neighbour: flat minima. It costs a second backward pass a step. As a radius goes to 0, plain descent is left.
+    worst neighbour: flat minima. It costs a second backward pass per step. Radius 0 would be plain descent.
 
     Args:
         radius: Euclidean length of the ascent over all trainable weights together, > 0 (rho in the paper).
@@ -32,7 +32,7 @@ class SAM:
                 f"SAM.radius: got {self.radius}, expected a finite number > 0; leave `sam` out for no ascent at all"
             )
 
-    def move_gradient(self, model: nn.Module, accumulate: Callable[[], object]) -> tuple[Tensor, ...]:
+    def move_gradient(self, model: nn.Module, accumulate: Callable[[], object]) -> tuple[Tensor, Tensor]:
         """Replace the gradients in place by those at the ascent point; return the norms before and after, scalars.
 
         ``accumulate`` adds the gradient of the loss at the present weights. Gradients must be whole on entry (averaged
@@ -42,7 +42,7 @@ class SAM:
         """
         moved = [p for p in model.parameters() if p.grad is not None]
         before = _norm(model)
-        checks.check_gradient(before)
+        check_gradient(before)
         if before == 0:
             return before, before
         kept = [p.detach().clone() for p in moved]

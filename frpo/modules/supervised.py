@@ -6,17 +6,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from frpo.data.demonstrations.module import SupervisedBatch
+from frpo.data.demonstrations.batch import SupervisedBatch
+from frpo.foundation import require
 from frpo.functional.likelihood import completion_nll
 from frpo.models.policy import Policy
 from frpo.models.sharding import gathered
-from frpo.modules import checks, packing
+from frpo.modules import packing
 from frpo.modules.averages import Averages
+from frpo.modules.micro_batches import check_forward
+from frpo.modules.numerics import check_loss
 from frpo.modules.policy_module import PolicyModule
 from frpo.modules.precision import float32_by_default
+from frpo.modules.strategy import check_precision, check_unsharded
 from frpo.schedules import Schedule
 
 NAMES = ("loss", "tokens", "grad_norm", "lr", "seconds_update")
@@ -38,8 +41,6 @@ class SupervisedFineTuning(PolicyModule):
         seed: of a fresh adapter and of dropout.
     """
 
-    eval_averages: Averages
-
     def __init__(
         self,
         policy: Policy,
@@ -50,22 +51,33 @@ class SupervisedFineTuning(PolicyModule):
         seed: int = 0,
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, max_grad_norm, seed)
-        self.micro_batch_size = micro_batch_size
-        checks.check_supervised(self)
+        self.micro_batch_size = require.number("SupervisedFineTuning.micro_batch_size", micro_batch_size, at_least=1)
 
     def setup(self, stage: str) -> None:
         """Build the metrics."""
+        super().setup(stage)
         self.train_averages, self.eval_averages = Averages(NAMES), Averages(["loss"])
 
     def on_fit_start(self) -> None:
         """Last checks before the first step."""
-        checks.check_supervised_run(self)
-        if packing.packs(self):
-            packing.check_attention(self)
+        check_precision(self.trainer)
+        check_forward(self.policy_model)
+        if self.positions is not None and self.facts.max_tokens > self.positions:
+            raise ValueError(
+                f"a demonstration has {self.facts.max_tokens} tokens, but {self.policy.path!r} has positions for "
+                f"{self.positions}; write data.init_args.max_length: {self.positions} or less"
+            )
+        if self.facts.packed:
+            check_unsharded(
+                self.trainer,
+                "packing gives ranks different numbers of rows, and a pass of sharded weights needs every rank; write "
+                "data.init_args.packing: false",
+            )
+            packing.check_attention(self.policy_model)
 
     def on_train_start(self) -> None:
         """Check on the model, now on its device, that packed demonstrations stay apart."""
-        if packing.packs(self):
+        if self.facts.packed:
             with self.trainer.precision_plugin.forward_context():
                 packing.check_apart(self.policy_model)
 
@@ -74,13 +86,13 @@ class SupervisedFineTuning(PolicyModule):
         """Take one optimiser step on a batch."""
         step = self.global_step
         with self._phase("update"):
-            # DDP averages gradients over ranks, so the sum over all tokens is divided by their mean number a rank.
+            # DDP averages gradients over ranks, so the sum over all tokens is divided by their mean number per rank.
             tokens = self._mean_over_ranks(torch.tensor(batch.tokens, dtype=torch.float64))
             parts = list(batch.split(self.micro_batch_size))
             for i, part in enumerate(parts):
                 nll = answer_nll(self.policy_model, part)
                 loss = nll.sum() / tokens
-                checks.check_supervised_loss(loss, part)
+                check_loss(loss, "demonstration", part.ids)
                 self._backward(loss, i == len(parts) - 1)
                 self.train_averages.update("loss", nll, part.answer_mask)
             self.train_averages.update("tokens", tokens * self.trainer.world_size)
@@ -99,11 +111,8 @@ class SupervisedFineTuning(PolicyModule):
         self.eval_averages.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss in nats a token over all held-out demonstrations and ranks."""
-        for name, value in self.eval_averages.compute().items():
-            self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=True)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("step", float(self.global_step), rank_zero_only=True)
+        """Log the loss in nats per token over all held-out demonstrations and ranks."""
+        self._log_evaluation("val", prog_bar=True)
 
 
 def answer_nll(model: Any, batch: SupervisedBatch) -> Tensor:

@@ -13,18 +13,17 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from frpo.evaluation.suite import Suite
 from frpo.functional.likelihood import completion_nll
 from frpo.functional.masked import masked_mean
 from frpo.models.policy import DTYPES, Policy
 from frpo.models.reference import AdapterDisabled, FrozenCopy, Reference
 from frpo.models.scorer import Scorer
-from frpo.modules.group_gradient import TokenPass
-from frpo.modules.micro_batches import MicroBatch
+from frpo.modules.micro_batches import MicroBatch, TokenPass
 from frpo.penalty import KLPenalty
+from frpo.plan.blank import BlankModel, blank_base, blank_models, blank_policy, blank_reference, blank_scorer
 from frpo.plan.phases import Rollout, Update, reward_phase, rollout_phase, update_phase
 from frpo.plan.plan import Phase
-from frpo.rewards.base import BlankModel, Reward
+from frpo.rewards.base import Reward
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,10 @@ class Job(ABC):
     micro_batch_size: int
     autocast: bool
     cast: torch.dtype | None = field(default=None, kw_only=True)
-    suites: Mapping[str, Suite] = field(default_factory=dict, kw_only=True, repr=False)
-    """Suites of the run's evaluation: their models stay from the first evaluation on."""
+    kl_to: Sequence[str] = field(default=(), kw_only=True)
+    """Frozen models of the run's evaluation. These and those of ``scores`` stay from the first evaluation on."""
+    scores: Mapping[str, Reward] = field(default_factory=dict, kw_only=True, repr=False)
+    """What judges the completions of the run's evaluation, by the name it is shown by."""
     known: dict[Hashable, Phase] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
     """Phases that were computed already, for this job or one that differs in some settings alone."""
 
@@ -72,20 +73,30 @@ class Job(ABC):
         return models
 
     def evaluated(self) -> Iterator[tuple[str, nn.Module]]:
-        """The models of the suites without weights, with what each is for."""
-        for path in sorted({path for suite in self.suites.values() for path in suite.kl_to.values()}):
-            yield f"kl_to {path}", self.policy.blank_base(path)
-        for name, suite in self.suites.items():
-            for score, reward in suite.scores.items():
-                yield from ((f"{name}/{score}: {model.name}", model.model) for model in reward.blank_models())
+        """The models of the evaluation without weights, with what each is for."""
+        for path in self.kl_to:
+            yield f"kl_to {path}", blank_base(self.policy, path)
+        for name, reward in self.scores.items():
+            yield from ((f"{name}: {model.name}", model.model) for model in blank_models(reward))
 
     @abstractmethod
     def blank(self) -> Models:
         """Build the models without weights, in the types they are loaded in."""
 
     @abstractmethod
+    def update(self, trained: Any) -> Update:
+        """The forward and backward passes of a step on the model that trains."""
+
     def phases(self, models: Models) -> list[Phase]:
         """What each part of a step holds, but for the optimiser's own step."""
+        others = [] if models.reference is None else [models.reference]
+        settings = (self.micro_batch_size, self.policy.dtype, self.policy.gradient_checkpointing, len(others))
+        return [
+            self._once(
+                ("update", *settings),
+                lambda: update_phase(models.trained, others, self.update(models.trained), autocast=self.autocast),
+            )
+        ]
 
     def changes(self) -> list[Change]:
         """Settings that take less memory and leave the result (up to rounding) as it is."""
@@ -115,13 +126,6 @@ class Job(ABC):
             self.known[key] = trace()
         return self.known[key]
 
-    def _traced_update(self, models: Models, update: Update) -> Phase:
-        others = [] if models.reference is None else [models.reference]
-        settings = (self.micro_batch_size, self.policy.dtype, self.policy.gradient_checkpointing, len(others))
-        return self._once(
-            ("update", *settings), lambda: update_phase(models.trained, others, update, autocast=self.autocast)
-        )
-
     @property
     def _logit_bytes(self) -> int:
         return 2 if self.autocast else (self.cast or DTYPES[self.policy.dtype]).itemsize
@@ -139,33 +143,30 @@ class PolicyJob(Job):
 
     def blank(self) -> Models:
         """See :class:`Job`."""
-        trained = self.policy.blank()
-        reference = None if self.reference is None else self.reference.blank(self.policy, trained)
-        return Models(trained, reference, self.reward.blank_models())
+        trained = blank_policy(self.policy)
+        reference = None if self.reference is None else blank_reference(self.reference, self.policy, trained)
+        return Models(trained, reference, blank_models(self.reward))
 
     def phases(self, models: Models) -> list[Phase]:
         """See :class:`Job`."""
         completions = self.rollouts[0].prompts * self.rollouts[0].group_size
-        return [
-            *(
-                self._once((r.name, r.at_once, self.policy.dtype), self._rollout(models.trained, r))
-                for r in self.rollouts
-            ),
-            *(self._once(s.name, partial(reward_phase, s, completions)) for s in models.scorers),
-            self._traced_update(models, self._update(models.trained)),
+        drawn = [
+            self._once(
+                (r.name, r.at_once, self.policy.dtype),
+                partial(rollout_phase, models.trained, r, autocast=self.autocast),
+            )
+            for r in self.rollouts
         ]
+        judged = [self._once(s.name, partial(reward_phase, s, completions)) for s in models.scorers]
+        return [*drawn, *judged, *super().phases(models)]
 
-    def _rollout(self, trained: Any, rollout: Rollout) -> Callable[[], Phase]:
-        return partial(rollout_phase, trained, rollout, autocast=self.autocast)
-
-    def _update(self, trained: Any) -> Update:
+    def update(self, trained: Any) -> Update:
+        """See :class:`Job`."""
         rollout = self.rollouts[0]
         L, T = rollout.prompt_tokens, rollout.sampler.max_new_tokens
         completions = rollout.prompts * rollout.group_size
-        b, sets = (
-            min(self.micro_batch_size, completions),
-            1 + (self.kl.estimator == "full" and self.reference is not None),
-        )
+        b = min(self.micro_batch_size, completions)
+        sets = 2 if self.kl.estimator == "full" and self.reference is not None else 1
 
         def forward(model: Any, frozen: Any) -> tuple[Tensor, Any]:
             ids, mask = torch.ones(b, L + T, dtype=torch.int64), torch.ones(b, T, dtype=torch.bool)
@@ -216,11 +217,11 @@ class SupervisedJob(Job):
 
     def blank(self) -> Models:
         """See :class:`Job`."""
-        return Models(self.policy.blank(), None, ())
+        return Models(blank_policy(self.policy), None, ())
 
-    def phases(self, models: Models) -> list[Phase]:
+    def update(self, trained: Any) -> Update:
         """See :class:`Job`."""
-        b, S, V = min(self.micro_batch_size, self.rows), self.tokens, models.trained.config.get_text_config().vocab_size
+        b, S, V = min(self.micro_batch_size, self.rows), self.tokens, trained.config.get_text_config().vocab_size
 
         def forward(model: Any, frozen: Any) -> tuple[Tensor, Any]:
             ids = torch.ones(b, S, dtype=torch.int64)
@@ -229,14 +230,13 @@ class SupervisedJob(Job):
             ).logits[:, :-1]
             return completion_nll(logits, ids[:, 1:], torch.ones(b, S - 1, dtype=torch.bool)).sum(), None
 
-        update = Update(
+        return Update(
             forward,
             f"micro-batch of {b} x {S} tokens",
             passes=-(-self.rows // b),
             logits=b * S * V * self._logit_bytes,
             logits_how=f"[{b}, {S}, {V}] of {self._logit_bytes} bytes, for a prompt of one token",
         )
-        return [self._traced_update(models, update)]
 
 
 @dataclass(frozen=True)
@@ -253,9 +253,9 @@ class ScorerJob(Job):
         """See :class:`Job`."""
         scorer = copy(self.scorer)
         scorer.base = self.policy
-        return Models(scorer.blank(), None, ())
+        return Models(blank_scorer(scorer), None, ())
 
-    def phases(self, models: Models) -> list[Phase]:
+    def update(self, trained: Any) -> Update:
         """See :class:`Job`."""
         b, S = min(self.micro_batch_size, self.rows), self.scorer.max_length
 
@@ -263,11 +263,10 @@ class ScorerJob(Job):
             ids = torch.ones(b * self.responses, S, dtype=torch.int64)
             return model(input_ids=ids, attention_mask=ids).logits.sum(), None
 
-        update = Update(
+        return Update(
             forward,
             f"micro-batch of {b} x {self.responses} conversations of {S} tokens",
             passes=-(-self.rows // b),
             logits=0,
-            logits_how="one number a conversation",
+            logits_how="one number per conversation",
         )
-        return [self._traced_update(models, update)]

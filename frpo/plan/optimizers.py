@@ -45,7 +45,7 @@ def optimizer_cost(build: Callable[[Any], Any], parameters: Sequence[nn.Paramete
 
 
 def _trial(build: Callable[[Any], Any], dtype: torch.dtype, is_matrix: bool) -> tuple[list[Tensor], float]:
-    """The states of a parameter after a step, and the bytes an element that the next step allocates."""
+    """The states of a parameter after a step, and the bytes per element that the next step allocates."""
     parameter = nn.Parameter(torch.zeros((ROWS, COLUMNS) if is_matrix else (ROWS,), dtype=dtype))
     optimizer = build([parameter])
     with LiveBytes([parameter]) as live:

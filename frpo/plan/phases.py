@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frpo.plan.blank import BlankModel
 from frpo.plan.plan import Line, Phase, trainable
 from frpo.plan.tracing import tracing
-from frpo.rewards.base import BlankModel
 from frpo.rollouts.in_process import InProcessSampler
 
 

@@ -39,7 +39,7 @@ def make_plan(job: Job, ranks: Ranks, *, gpu: bool) -> MemoryPlan:
         _cut(_weights("policy weights", policy), ranks.weights),
         *_others(models, ranks),
         _cut(
-            Line("optimiser states", cost.states, f"{cost.name}, {cost.per_element:.2f} bytes an element that trains"),
+            Line("optimiser states", cost.states, f"{cost.name}, {cost.per_element:.2f} bytes per element that trains"),
             ranks.states,
         ),
     ]

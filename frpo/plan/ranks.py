@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import (
 )
 from torch import nn
 
-from frpo.data.strategy import check_fsdp1
+from frpo.modules.strategy import check_fsdp1
 from frpo.plan.plan import size
 
 

@@ -38,7 +38,7 @@ class Estimate:
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """Student's t interval of the mean of one value a seed (Student 1908); values that are NaN do not count.
+    """Student's t interval of the mean of one value per seed (Student 1908); values that are NaN do not count.
 
     Training is what varies most here, and a study has three to ten seeds: too few for a bootstrap over seeds, whose
     percentile interval covers far less than 95% of the time below about ten. Prompts are the same for all methods and
@@ -63,7 +63,7 @@ def seed_means(table: pd.DataFrame, method: str) -> pd.Series:
 
 
 def shared(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Means by seed, a column a method, over the columns of ``table`` that all of ``methods`` have at any seed.
+    """Means by seed, one column per method, over the columns of ``table`` that all of ``methods`` have at any seed.
 
     A seed where one of them lacks one of these columns is left out: its mean would be over easier or harder runs.
     """

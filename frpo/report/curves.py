@@ -23,7 +23,7 @@ BY_STEP = (
 
 
 def retention(m: Measurements, styles: Styles, primary: str | None) -> Iterator[Picture]:
-    """A figure each for safety, helpfulness and task score against downstream steps: a panel a downstream run."""
+    """A figure each for safety, helpfulness and task score against downstream steps: a panel per downstream run."""
     for role, title, name in BY_STEP:
         measure = role if role == "tasks" else m.roles.get(role)
         table = with_start(m, measure)
@@ -51,7 +51,7 @@ def retention(m: Measurements, styles: Styles, primary: str | None) -> Iterator[
 
 
 def by_drift(m: Measurements, styles: Styles, primary: str | None) -> Picture | None:
-    """Safety against the sequence KL to the policy before fine-tuning, a panel a downstream run."""
+    """Safety against the sequence KL to the policy before fine-tuning, a panel per downstream run."""
     safety, kl = with_start(m, m.roles.get("safety")), with_start(m, m.roles.get("kl_start"), start=0.0)
     common = safety.columns.intersection(kl.columns) if not (safety.empty or kl.empty) else []
     if not len(common):
@@ -69,13 +69,13 @@ def by_drift(m: Measurements, styles: Styles, primary: str | None) -> Picture | 
             furthest = max([furthest, *(x for x in xs if np.isfinite(x))])
         _drift_axis(ax, furthest)
         ax.set_title(condition)
-    _label(figure, axes, "KL to the start, nats a completion", "safety")
+    _label(figure, axes, "KL to the start, nats per completion", "safety")
     unit_axis(axes.values(), safety.to_numpy().ravel())
     legend(figure, axes.values())
     text = (
         "Safety against how far fine-tuning has moved the policy: exact per-token KL to the policy before it, summed "
     )
-    text += "over a completion. Means over seeds, one point a measured step. The KL axis of a panel is "
+    text += "over a completion. Means over seeds, one point per measured step. The KL axis of a panel is "
     text += f"logarithmic above 0.1 where it goes beyond 1. {_shown(shown, m)}"
     return Picture("safety_by_drift", "Safety against drift", text, png(figure))
 

@@ -28,8 +28,8 @@ class Measurements:
 
     Args:
         results: the study they come from.
-        methods: one row a method in display order: ``family`` and its factors without the prefix.
-        conditions: one row a downstream run (task and factors), indexed by label: ``task`` and its factors.
+        methods: one row per method in display order: ``family`` and its factors without the prefix.
+        conditions: one row per downstream run (task and factors), indexed by label: ``task`` and its factors.
         means: one row for each ``method``, ``seed``, ``condition`` ("" before fine-tuning), ``step`` and ``measure``
             ("suite/quantity"): ``value`` is the mean over prompts of the mean over a prompt's samples, ``prompts``,
             ``completions`` and ``failed`` are counts.
@@ -59,14 +59,9 @@ class Measurements:
     def safety_suites(self) -> dict[str, str]:
         """Further suites that measure safety: suite -> "suite/quantity"; the role ``unseen`` first."""
         own = self.roles.get("safety")
-        others = [m for m in dict.fromkeys([self.roles.get("unseen"), *self._same_quantity(own)]) if m and m != own]
+        same = [m for m in sorted(self.means["measure"].unique()) if own and _quantity(m) == _quantity(own)]
+        others = [m for m in dict.fromkeys([self.roles.get("unseen"), *same]) if m and m != own]
         return {measure.partition("/")[0]: measure for measure in others}
-
-    def _same_quantity(self, measure: str | None) -> list[str]:
-        if not measure:
-            return []
-        ending = "/" + measure.partition("/")[2]
-        return sorted(m for m in self.means["measure"].unique() if m.partition("/")[2] == ending[1:])
 
     def rows(self, measure: str | None) -> pd.DataFrame:
         """The rows of one measure ("suite/quantity"), or of each task's own score for the role ``tasks``."""
@@ -124,25 +119,19 @@ def measure(results: StudyResults) -> Measurements:
     frame = results.frame
     methods = _methods(frame, str(results.roles["baseline"]))
     conditions, condition = _conditions(frame)
-    labels = frame["suite"].astype(str).astype("category"), frame["quantity"].astype(str).astype("category")
-    pairs = pd.DataFrame({"suite": labels[0], "quantity": labels[1]}).drop_duplicates().astype(str)
-    name = {(s, q): f"{s}/{q}" for s, q in pairs.itertuples(index=False)}
-    wanted = _wanted(results.roles, name.values())
-    code = labels[0].cat.codes.astype("int64") * len(labels[1].cat.categories) + labels[1].cat.codes
-    by_code = {
-        s * len(labels[1].cat.categories) + q: f"{suite}/{quantity}"
-        for s, suite in enumerate(labels[0].cat.categories)
-        for q, quantity in enumerate(labels[1].cat.categories)
-        if name.get((suite, quantity)) in wanted
-    }
-    keep = code.isin(list(by_code))
+    pair = frame.groupby(["suite", "quantity"], sort=False).ngroup()
+    first = frame.loc[~pair.duplicated(), ["suite", "quantity"]].astype(str)
+    names = dict(zip(pair[first.index], first["suite"] + "/" + first["quantity"], strict=True))
+    wanted = _wanted(results.roles, names.values())
+    name = pair.map({code: measure for code, measure in names.items() if measure in wanted})
+    keep = name.notna()
     small = pd.DataFrame(
         {
             "method": frame["method"][keep].astype("category"),
             "seed": frame["seed"][keep],
             "condition": condition[keep],
             "step": frame["step"][keep],
-            "measure": code[keep].map(by_code).astype("category"),
+            "measure": name[keep].astype("category"),
             "prompt_id": frame["prompt_id"][keep].astype("category"),
             "value": pd.to_numeric(frame["value"][keep], errors="coerce"),
             "failed": frame["status"][keep].eq("failed"),
@@ -152,7 +141,7 @@ def measure(results: StudyResults) -> Measurements:
 
 
 def sampled_rewards(m: Measurements) -> pd.DataFrame:
-    """Rewards of the trained policies' samples: rows (method, seed, prompt_id), one column a sample."""
+    """Rewards of the trained policies' samples: rows (method, seed, prompt_id), one column per sample."""
     frame, role = m.results.frame, m.roles.get("sampled")
     if not role:
         return pd.DataFrame()
@@ -200,8 +189,12 @@ def _check_primary(results: StudyResults, names: Sequence[str]) -> None:
 def _wanted(roles: Mapping[str, Any], present: Iterable[str]) -> set[str]:
     wanted = {str(roles[role]) for role in SINGLE_ROLES if roles.get(role)}
     wanted |= {str(value) for value in (roles.get("tasks") or {}).values()}
-    safety = str(roles.get("safety") or "").partition("/")[2]
-    return wanted | {name for name in present if safety and name.partition("/")[2] == safety}
+    safety = roles.get("safety")
+    return wanted | {name for name in present if safety and _quantity(name) == _quantity(safety)}
+
+
+def _quantity(measure: str) -> str:
+    return measure.partition("/")[2]
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
 
 from frpo import __version__
+from frpo.foundation.json_values import plain
 from frpo.report import curves, robust_figures, sweeps
 from frpo.report.baseline import KINDS, LESS, MORE
-from frpo.report.compare import Estimate
 from frpo.report.measurements import Measurements, measure, sampled_rewards
 from frpo.report.robust import bias_study, distributions
 from frpo.report.style import Picture, Styles, drawing
 from frpo.report.tables import Table, failures, methods_table, missing
-from frpo.report.template import DEFINITIONS, FIGURE, PAGE
 from frpo.report.verdict import Verdict, verdict
 from frpo.study.results import StudyResults
 
@@ -46,7 +42,7 @@ def build(results: StudyResults, out_dir: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
-    summary = json.dumps(_plain(_summary(m, table, found, bias)), indent=1, sort_keys=True, allow_nan=False)
+    summary = json.dumps(plain(_summary(m, table, found, bias)), indent=1, sort_keys=True, allow_nan=False)
     (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
     table.long().to_csv(folder / TABLES_NAME, index=False)
     page = folder / PAGE_NAME
@@ -81,17 +77,16 @@ def _pictures(m: Measurements, table: Table, found: Verdict, bias: pd.DataFrame)
 
 def render(m: Measurements, table: Table, found: Verdict, pictures: list[Picture]) -> str:
     """The page."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    one = environment.from_string(FIGURE)
-
-    def figure(picture: Picture) -> Markup:
-        return Markup(one.render(p=picture, data=base64.b64encode(picture.png).decode("ascii")))
-
-    failed = failures(m)
     seeds = m.means.groupby("method")["seed"].nunique()
     first = [picture for picture in pictures if picture.name == "matched"]
     methods = dict.fromkeys(c.method for c in found.comparisons)
-    return environment.from_string(PAGE).render(
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("frpo", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
         name=m.results.name,
         scope=_scope(m),
         verdict=found,
@@ -107,30 +102,10 @@ def render(m: Measurements, table: Table, found: Verdict, pictures: list[Picture
         baseline=m.baseline,
         table=table,
         seeds=seeds,
-        failed=lambda method: f"{failed.loc[method, 'share']:.1%}",
+        failed=failures(m)["share"],
         made=_made(m),
-        definitions=DEFINITIONS,
-        figure=figure,
-        tone=_tone,
-        value=_value,
-        signed=_signed,
+        tones={MORE: "more", LESS: "less"},
     )
-
-
-def _tone(word: str) -> str:
-    return {MORE: "more", LESS: "less"}.get(word, "none")
-
-
-def _signed(i: Estimate) -> str:
-    return f"{i.mean:+.3f}" + (f" ({i.low:+.3f} to {i.high:+.3f})" if i.known else "")
-
-
-def _value(i: Estimate, column: str) -> Markup:
-    if not i.seeds:
-        return Markup("&ndash;")
-    text: Callable[[float], str] = (lambda v: f"{v:+.3f}") if column == "vs baseline" else (lambda v: f"{v:.3f}")
-    spread = f"{text(i.low)} to {text(i.high)}" if i.known else "one seed"
-    return Markup('{}<span class="range">{}</span>').format(text(i.mean), spread)
 
 
 def _scope(m: Measurements) -> str:
@@ -159,7 +134,7 @@ def _made(m: Measurements) -> dict[str, str]:
         "downstream settings": "; ".join(m.conditions.index) or "none",
         "measured steps": ", ".join(str(step) for step in sorted(means["step"].unique())),
         "prompts": "; ".join(f"{name}: {count}" for name, count in prompts.items()),
-        "rows": f"{len(frame)} (a completion and quantity each)",
+        "rows": f"{len(frame)} (one per completion and quantity)",
         "roles": "; ".join(f"{key}: {value}" for key, value in roles.items()),
         "code of the runs": "; ".join(sorted(set(m.results.versions))) or "not recorded",
         "report by": f"frpo {__version__}",
@@ -186,14 +161,3 @@ def _summary(m: Measurements, table: Table, found: Verdict, bias: pd.DataFrame) 
         "bias": bias.to_dict("records"),
         "made": _made(m),
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types; a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

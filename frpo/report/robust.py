@@ -36,12 +36,12 @@ class Rewards:
 
     @property
     def samples(self) -> int:
-        """S, samples a prompt."""
+        """S, samples per prompt."""
         return self.values.shape[-1]
 
 
 def distributions(table: pd.DataFrame) -> Rewards | None:
-    """The distinct rows of rewards (one row a prompt, one column a sample), or None with fewer than two samples."""
+    """The distinct rows of rewards (one row per prompt, one column per sample), or None with fewer than two samples."""
     values = table.to_numpy(dtype=float)
     full = np.sort(values[np.isfinite(values).all(axis=1)], axis=1)
     if values.ndim < 2 or values.shape[1] < 2 or not len(full):
@@ -56,7 +56,7 @@ def bias_study(rewards: Rewards, lambdas: Sequence[float]) -> pd.DataFrame:
     Groups are drawn with replacement from the samples of a prompt; the bias is the mean estimate minus
     ``log mean exp(-r/lambda)``, averaged over prompts. The part of an estimate that is linear in u has mean zero and is
     subtracted, which leaves the mean and removes most of the Monte Carlo error (a control variate). No rows where no
-    prompt's rewards differ. One row an ``estimator``, ``lambda`` and ``group``: ``bias`` and its Monte Carlo ``error``
+    prompt's rewards differ. One row per ``estimator``, ``lambda`` and ``group``: ``bias`` and its Monte Carlo ``error``
     (one standard error), in nats.
     """
     generator = torch.Generator().manual_seed(0)
@@ -103,7 +103,7 @@ def _slope(y: Tensor, x: Tensor) -> Tensor:
 def decay(study: pd.DataFrame) -> pd.DataFrame:
     """The exponent a of |bias| ~ G^a over the group sizes whose bias is over twice its Monte Carlo error.
 
-    One row an estimator and lambda: ``exponent``, NaN with fewer than two such sizes.
+    One row per estimator and lambda: ``exponent``, NaN with fewer than two such sizes.
     """
     rows = []
     for (name, lam), part in study.groupby(["estimator", "lambda"], sort=False):
@@ -118,7 +118,7 @@ def predicted_worst_case(table: pd.DataFrame) -> pd.DataFrame:
     """Worst-case reward within a KL budget rho on each prompt, from the policy's own samples.
 
     Args:
-        table: rewards, rows (method, seed, prompt_id), one column a sample.
+        table: rewards, rows (method, seed, prompt_id), one column per sample.
 
     Returns:
         Rows (method, seed), columns rho in nats up to just below log S: means over prompts. S rewards show no budget

@@ -27,7 +27,7 @@ def study_lambdas(m: Measurements) -> list[float]:
 
 
 def bias_figure(study: pd.DataFrame, prompts: int, samples: int) -> Picture:
-    """|bias| of both estimators against the group size, a panel a lambda, log-log."""
+    """|bias| of both estimators against the group size, a panel per lambda, log-log."""
     lambdas = list(dict.fromkeys(study["lambda"]))
     slopes = decay(study).set_index(["estimator", "lambda"])["exponent"]
     figure, grid = panels(1, len(lambdas), height=4.8)
@@ -91,7 +91,7 @@ def worst_case_figure(m: Measurements, styles: Styles, primary: str | None) -> P
     ax.text(limit, 1.0, f" log {table.shape[1]}", color="#4b5563", transform=ax.get_xaxis_transform(), va="top")
     ax.set_xscale("log")
     log_axis(ax.xaxis)
-    ax.set_xlabel("KL budget rho, and measured KL to the start, nats a completion")
+    ax.set_xlabel("KL budget rho, and measured KL to the start, nats per completion")
     ax.set_ylabel("mean reward")
     fit_axis(ax.yaxis, drawn)
     legend(figure, [ax])
@@ -102,7 +102,7 @@ def worst_case_figure(m: Measurements, styles: Styles, primary: str | None) -> P
     )
     if points:
         caption += (
-            f" Points: what fine-tuning did, one a downstream run and step, means over seeds, {reward_name(m)}; "
+            f" Points: what fine-tuning did, one per downstream run and step, means over seeds, {reward_name(m)}; "
             f"{beyond} of {points} lie beyond the predictable budgets. Fine-tuning drifts for its own task and not "
             "against the reward, so its points lie above their line, unless it spends its KL on the prompts that lose "
             "most."

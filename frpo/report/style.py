@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Picture:
     title: str
     caption: str
     png: bytes
+
+    @property
+    def base64(self) -> str:
+        """The PNG as text, for a page that holds its own pictures."""
+        return b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)

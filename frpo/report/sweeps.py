@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 
 import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from frpo.report.baseline import baseline_sweep, scale
 from frpo.report.compare import SMALLEST, Estimate, estimate, seed_means
@@ -27,41 +27,16 @@ from frpo.report.style import (
 )
 from frpo.report.tables import Table
 
-RETAINED = "safety retained"
+RETAINED, KL = "safety retained", "KL before"
 RINGS = "Ringed in black: the baseline and the headline's method."
 
 
 def matched_figure(m: Measurements, styles: Styles, table: Table, primary: str | None) -> Picture | None:
     """Retained safety against reward and KL before fine-tuning: the baseline's sweep as a line, FRPO as points."""
-    names = [name for name in m.methods.index if pd.notna(table.cells[name][RETAINED].mean)]
-    usable = {
-        (column, label): [n for n in names if column in table.columns and table.cells[n][column].mean >= least]
-        for column, label, least in (
-            ("reward before", "reward before", -inf),
-            ("KL before", "KL before, nats a completion", SMALLEST),
-        )
-    }
-    columns = [key for key, methods in usable.items() if len(methods) > 1]
-    if not columns:
+    columns = {"reward before": "reward before", KL: "KL before, nats per completion"}
+    figure = _scatter(m, styles, table, primary, columns, line=baseline_sweep(m, m.baseline))
+    if figure is None:
         return None
-    figure, grid = panels(1, len(columns), height=6.2)
-    for (column, label), ax in zip(columns, grid[0], strict=True):
-        positive = column == "KL before"
-        shown = usable[(column, label)]
-        if positive:
-            ax.set_xscale("log")
-        _sweep_line(ax, [n for n in baseline_sweep(m, m.baseline) if n in shown], table, column, styles, m)
-        for name in shown:
-            ringed = name in (m.baseline, primary)
-            point(ax, table.cells[name][column], table.cells[name][RETAINED], styles[name], name, ringed=ringed)
-        if positive:
-            log_axis(ax.xaxis)
-        else:
-            fit_axis(ax.xaxis, [table.cells[name][column].mean for name in shown])
-        fit_axis(ax.yaxis, [table.cells[name][RETAINED].mean for name in shown])
-        ax.set_xlabel(label)
-        ax.set_ylabel(RETAINED)
-    legend(figure, grid[0])
     text = (
         f"A line joins {m.family(m.baseline)} at its betas, where there are several: what a weaker or stronger KL "
         f"constraint alone gives. A method above the line retains more than that. Means over seeds with 95% intervals. "
@@ -70,39 +45,64 @@ def matched_figure(m: Measurements, styles: Styles, table: Table, primary: str |
     return Picture("matched", "Retained safety at equal reward and at equal KL", text, png(figure))
 
 
-def _sweep_line(ax: Axes, sweep: list[str], table: Table, column: str, styles: Styles, m: Measurements) -> None:
-    points = sorted((table.cells[n][column].mean, table.cells[n][RETAINED].mean) for n in sweep)
-    points = [p for p in points if pd.notna(p[0]) and pd.notna(p[1])]
-    if len(points) > 1:
-        ax.plot(
-            *zip(*points, strict=True), color=styles.family(m.family(m.baseline)), linewidth=1.5, alpha=0.6, zorder=1
-        )
-
-
 def tradeoff(m: Measurements, styles: Styles, table: Table, primary: str | None) -> Picture | None:
-    """Retained safety against the downstream task score and against helpfulness: a point a method."""
-    columns = [name for name in ("task score reached", "helpfulness retained") if name in table.columns]
-    names = [name for name in m.methods.index if pd.notna(table.cells[name][RETAINED].mean)]
-    if not columns or len(names) < 2:
+    """Retained safety against the downstream task score and against helpfulness: a point for each method."""
+    columns = {name: name for name in ("task score reached", "helpfulness retained")}
+    figure = _scatter(m, styles, table, primary, columns)
+    if figure is None:
         return None
-    figure, grid = panels(1, len(columns), height=6.2)
-    for column, ax in zip(columns, grid[0], strict=True):
-        for name in names:
-            if pd.notna(table.cells[name][column].mean):
-                ringed = name in (m.baseline, primary)
-                point(ax, table.cells[name][column], table.cells[name][RETAINED], styles[name], name, ringed=ringed)
-        fit_axis(ax.xaxis, [table.cells[name][column].mean for name in names])
-        fit_axis(ax.yaxis, [table.cells[name][RETAINED].mean for name in names])
-        ax.set_xlabel(column)
-        ax.set_ylabel(RETAINED)
-    legend(figure, grid[0])
     text = f"Means over downstream runs and steps >= {m.retained_from}, then over seeds, with 95% intervals. Up and to "
     text += f"the right is better. {RINGS}"
     return Picture("tradeoff", "What the retained safety costs", text, png(figure))
 
 
+def _scatter(
+    m: Measurements,
+    styles: Styles,
+    table: Table,
+    primary: str | None,
+    columns: Mapping[str, str],
+    line: Sequence[str] = (),
+) -> Figure | None:
+    """Retained safety against each of ``columns`` (and its label) that two methods have; ``line`` joins methods."""
+    shown = {column: _measured(table, column) for column in columns}
+    shown = {column: names for column, names in shown.items() if len(names) > 1}
+    if not shown:
+        return None
+    figure, grid = panels(1, len(shown), height=6.2)
+    for (column, names), ax in zip(shown.items(), grid[0], strict=True):
+        xs, ys = ({name: table.cells[name][one] for name in names} for one in (column, RETAINED))
+        joined = sorted((xs[name].mean, ys[name].mean) for name in line if name in names)
+        if column == KL:
+            ax.set_xscale("log")
+        if len(joined) > 1:
+            colour = styles.family(m.family(m.baseline))
+            ax.plot(*zip(*joined, strict=True), color=colour, linewidth=1.5, alpha=0.6, zorder=1)
+        for name in names:
+            point(ax, xs[name], ys[name], styles[name], name, ringed=name in (m.baseline, primary))
+        if column == KL:
+            log_axis(ax.xaxis)
+        else:
+            fit_axis(ax.xaxis, [x.mean for x in xs.values()])
+        fit_axis(ax.yaxis, [y.mean for y in ys.values()])
+        ax.set_xlabel(columns[column])
+        ax.set_ylabel(RETAINED)
+    legend(figure, grid[0])
+    return figure
+
+
+def _measured(table: Table, column: str) -> list[str]:
+    """Methods with retained safety and a value of ``column``; a KL below :data:`SMALLEST` has no logarithm."""
+    least = SMALLEST if column == KL else -inf
+    return [
+        method
+        for method, cells in table.cells.items()
+        if column in cells and cells[column].mean >= least and pd.notna(cells[RETAINED].mean)
+    ]
+
+
 def learning_rates(m: Measurements, styles: Styles, primary: str | None) -> Picture | None:
-    """Retained safety against the downstream learning rate, a panel a task."""
+    """Retained safety against the downstream learning rate, a panel per task."""
     table = m.retained(m.roles.get("safety"))
     if table.empty or "lr" not in m.conditions or m.conditions["lr"].nunique() < 2:
         return None
@@ -132,7 +132,7 @@ def learning_rates(m: Measurements, styles: Styles, primary: str | None) -> Pict
 
 
 def lambda_sweep(m: Measurements, styles: Styles, table: Table) -> Picture | None:
-    """Retained safety against lambda: a line for each setting of everything else, a panel a scale of beta."""
+    """Retained safety against lambda: a line for each setting of everything else, a panel per scale of beta."""
     lines = list(_lambda_lines(m, table))
     if not lines:
         return None
@@ -182,7 +182,7 @@ def beta_sweep(m: Measurements, styles: Styles, table: Table) -> Picture | None:
     sweep = sorted(sweep, key=lambda n: float(m.factor(n, "beta")))
     columns = [
         (name, label)
-        for name, label in ((RETAINED, RETAINED), ("reward before", "reward before"), ("KL before", "KL before, nats"))
+        for name, label in ((RETAINED, RETAINED), ("reward before", "reward before"), (KL, "KL before, nats"))
         if sum(pd.notna(table.cells[n][name].mean) for n in sweep if name in table.columns) > 1
     ]
     if not columns:
@@ -193,10 +193,10 @@ def beta_sweep(m: Measurements, styles: Styles, table: Table) -> Picture | None:
     for (column, label), ax in zip(columns, grid[0], strict=True):
         ys = [table.cells[name][column] for name in sweep]
         curve(ax, betas, ys, look, m.family(m.baseline))
-        fit_axis(ax.yaxis, [y.mean for y in ys] if column != "KL before" else [])
+        fit_axis(ax.yaxis, [y.mean for y in ys] if column != KL else [])
         ax.set_xscale("log")
         log_axis(ax.xaxis, betas)
-        ax.set_xlabel("beta, units of reward a nat")
+        ax.set_xlabel("beta, units of reward per nat")
         ax.set_title(label)
     text = "What the strength of the KL constraint alone does. Means over seeds with 95% intervals."
     return Picture("beta_sweep", f"{m.family(m.baseline)} by beta", text, png(figure))

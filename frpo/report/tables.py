@@ -1,4 +1,4 @@
-"""The tables of the report: a row a method, cells with intervals, and what the study has not measured."""
+"""The tables of the report: one row per method, cells with intervals, and what the study has not measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Table:
     cells: dict[str, dict[str, Estimate]]
 
     def long(self) -> pd.DataFrame:
-        """One row a method and column."""
+        """One row per method and column."""
         rows = [
             {"method": method, "column": name, "mean": i.mean, "low": i.low, "high": i.high, "seeds": i.seeds}
             for method, cells in self.cells.items()
@@ -48,7 +48,7 @@ def _columns(m: Measurements) -> Iterator[tuple[str, tuple[str, Values]]]:
         ("helpfulness before", "helpfulness"),
         ("KL before", "kl_reference"),
     ):
-        unit = ", nats a completion to the reference" if role == "kl_reference" else ""
+        unit = ", nats per completion to the reference" if role == "kl_reference" else ""
         if m.roles.get(role):
             yield name, (f"{m.roles[role]} of the trained policy{unit}", _before(m, str(m.roles[role])))
     safety = m.retained(m.roles.get("safety"))
@@ -84,7 +84,7 @@ def _retained(m: Measurements, measure: str) -> Values:
 
 
 def failures(m: Measurements) -> pd.DataFrame:
-    """Failed judgements of each method: ``completions`` judged (once a quantity), ``failed`` and ``share``."""
+    """Failed judgements of each method: ``completions`` judged (once per quantity), ``failed`` and ``share``."""
     rows = [m.rows(role if role == "tasks" else m.roles.get(role)) for role in JUDGED_ROLES]
     rows += [m.rows(measure) for measure in m.safety_suites.values()]
     judged = pd.concat(rows)

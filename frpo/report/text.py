@@ -16,7 +16,7 @@ COLUMNS = ("reward before", "KL before", "safety before", "safety retained", "vs
 
 
 def summary(results: StudyResults) -> str:
-    """The verdict, and a row a method: means over seeds, with half the width of the 95% interval where there is one."""
+    """The verdict and one row per method: means over seeds, with half the width of the 95% interval if there is one."""
     m = measure(results)
     table, found = methods_table(m), verdict(m)
     shown = [

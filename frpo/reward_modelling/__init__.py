@@ -1,0 +1,1 @@
+"""Training a reward model from preference pairs or labelled responses."""

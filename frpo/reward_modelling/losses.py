@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from frpo.foundation import require
 from frpo.functional.preference import binary_nll, bradley_terry_nll, squared_error
+
+Transform = Literal["identity", "sigmoid"]
 
 
 class RewardLoss(ABC):
@@ -49,11 +51,8 @@ class BradleyTerry(RewardLoss):
     responses = 2
 
     def __init__(self, margin: float = 0.0, centring: float = 0.0) -> None:
-        if not math.isfinite(margin):
-            raise ValueError(f"BradleyTerry.margin: got {margin}, expected a finite number")
-        if not 0 <= centring < math.inf:
-            raise ValueError(f"BradleyTerry.centring: got {centring}, expected a weight of 0 or more")
-        self.margin, self.centring = margin, centring
+        self.margin = require.number("BradleyTerry.margin", margin)
+        self.centring = require.number("BradleyTerry.centring", centring, at_least=0)
 
     def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
         """See :class:`RewardLoss`; ``targets`` are the pairs' own margins."""
@@ -63,8 +62,7 @@ class BradleyTerry(RewardLoss):
 
     def check_target(self, target: float) -> None:
         """Refuse a margin that is not finite."""
-        if not math.isfinite(target):
-            raise ValueError(f"the margin is {target}, expected a finite number")
+        require.number("the margin", target)
 
     def labelled(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen responses are 1 and rejected ones 0, over all pairs."""
@@ -85,9 +83,7 @@ class Binary(RewardLoss):
     responses = 1
 
     def __init__(self, positive_weight: float = 1.0) -> None:
-        if not 0 < positive_weight < math.inf:
-            raise ValueError(f"Binary.positive_weight: got {positive_weight}, expected a number above 0")
-        self.positive_weight = positive_weight
+        self.positive_weight = require.number("Binary.positive_weight", positive_weight, above=0)
 
     def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
         """See :class:`RewardLoss`."""
@@ -96,11 +92,7 @@ class Binary(RewardLoss):
 
     def check_target(self, target: float) -> None:
         """Refuse anything but 0 and 1."""
-        if target not in (0.0, 1.0):
-            raise ValueError(
-                f"the label is {target:g}, expected 0 or 1; for graded values write `loss: "
-                "frpo.reward_modelling.losses.Regression`"
-            )
+        require.one_of("the label", target, (0, 1), "for graded values write `loss: Regression`")
 
     def labelled(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The responses and their labels."""
@@ -121,10 +113,8 @@ class Regression(RewardLoss):
 
     responses = 1
 
-    def __init__(self, transform: Literal["identity", "sigmoid"] = "identity") -> None:
-        if transform not in ("identity", "sigmoid"):
-            raise ValueError(f"Regression.transform: got {transform!r}, expected 'identity' or 'sigmoid'")
-        self.transform = transform
+    def __init__(self, transform: Transform = "identity") -> None:
+        self.transform = require.one_of("Regression.transform", transform, Transform)
 
     def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
         """See :class:`RewardLoss`."""
@@ -133,7 +123,7 @@ class Regression(RewardLoss):
 
     def check_target(self, target: float) -> None:
         """Refuse a value that is not finite, or that a sigmoid cannot reach."""
-        if not math.isfinite(target):
-            raise ValueError(f"the value is {target}, expected a finite number")
-        if self.transform == "sigmoid" and not 0 <= target <= 1:
-            raise ValueError(f"the value is {target:g}, expected 0 to 1; other values need `transform: identity`")
+        if self.transform == "sigmoid":
+            require.number("the value", target, at_least=0, at_most=1, hint="others need `transform: identity`")
+        else:
+            require.number("the value", target)

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
-from frpo.data.conversation import classifier_logits
-from frpo.data.preferences.module import EncodedExample, JudgedBatch
-from frpo.models.scorer import Scorer, save_scorer
-from frpo.modules import checks
+from frpo.data.preferences.batch import EncodedExample, JudgedBatch
+from frpo.foundation import require
+from frpo.models.scorer import Scorer, classifier_logits, save_scorer
 from frpo.modules.averages import Averages
 from frpo.modules.policy_module import PolicyModule
 from frpo.modules.precision import float32_by_default
+from frpo.modules.strategy import check_precision, check_unsharded
 from frpo.reward_modelling.losses import RewardLoss
 from frpo.schedules import Schedule
+from frpo.types import Stage
 
 NAMES = ("loss", "accuracy", "score", "margin", "grad_norm", "lr")
 SHOWN = ("loss", "accuracy")
@@ -46,7 +46,6 @@ class RewardModelling(PolicyModule):
     """
 
     shown = SHOWN
-    eval_averages: Averages
 
     def __init__(
         self,
@@ -61,18 +60,14 @@ class RewardModelling(PolicyModule):
     ) -> None:
         super().__init__(scorer.base, optimizer, lr_schedule, max_grad_norm, seed)
         self.scorer, self.loss, self.save_dir = scorer, loss, save_dir
-        self.micro_batch_size = micro_batch_size
-        checks.check_supervised(self)
+        self.micro_batch_size = require.number("RewardModelling.micro_batch_size", micro_batch_size, at_least=1)
 
     # Construction
 
     def setup(self, stage: str) -> None:
         """Refuse sharded weights; build the metrics."""
-        if self.sharded:
-            raise ValueError(
-                "RewardModelling writes a reward model from whole weights, which "
-                f"{type(self.trainer.strategy).__name__} shards; write trainer.strategy: ddp"
-            )
+        super().setup(stage)
+        check_unsharded(self.trainer, "RewardModelling writes a reward model from whole weights")
         self.train_averages, self.eval_averages = Averages(NAMES), Averages(NAMES)
         self.auroc = BinaryAUROC()
 
@@ -82,7 +77,7 @@ class RewardModelling(PolicyModule):
 
     def on_fit_start(self) -> None:
         """Last checks before the first step."""
-        checks.check_precision(self)
+        check_precision(self.trainer)
 
     # Training
 
@@ -154,13 +149,10 @@ class RewardModelling(PolicyModule):
         """As for validation."""
         self._log_evaluation("test")
 
-    def _log_evaluation(self, stage: str) -> None:
-        for name, value in self.eval_averages.compute().items():
-            self.log(f"{stage}/{name}", value, rank_zero_only=True)
+    def _log_evaluation(self, stage: Stage, prog_bar: bool = False) -> None:
+        super()._log_evaluation(stage, prog_bar)
         if self.auroc.update_called:
             self.log(f"{stage}/auroc", self.auroc.compute(), rank_zero_only=True)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("step", float(self.global_step), rank_zero_only=True)
 
 
 def _check_loss(losses: Tensor, rows: Sequence[EncodedExample]) -> None:

@@ -1,0 +1,1 @@
+"""Scoring completions: rules, reward models, judges, answers, and their composition and routing by task."""

@@ -6,7 +6,8 @@ import re
 from abc import ABC, abstractmethod
 from fractions import Fraction
 
-from frpo.rewards.calls import RowReward, require_finite, require_positive
+from frpo.foundation import require
+from frpo.rewards.calls import RowReward
 from frpo.rewards.rules import compile_pattern
 from frpo.types import Completion, Judgement
 
@@ -43,29 +44,27 @@ class Boxed(Extractor):
 _NUMERAL = r"(?:[-+−]?\$?|\$[-+−]?)\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?"
 
 
-class Hashes(Extractor):
+class _LastMatch(Extractor):
+    """The last match of ``PATTERN``: its one group."""
+
+    PATTERN: re.Pattern[str]
+
+    def __call__(self, text: str) -> str | None:
+        """The last occurrence."""
+        found = self.PATTERN.findall(text)
+        return found[-1] if found else None
+
+
+class Hashes(_LastMatch):
     """The number after the last ``####`` that is followed by one, as in GSM8K."""
 
-    _PATTERN = re.compile(rf"####[ \t]*({_NUMERAL})")
-
-    def __call__(self, text: str) -> str | None:
-        """The last occurrence."""
-        return _last(self._PATTERN, text)
+    PATTERN = re.compile(rf"####[ \t]*({_NUMERAL})")
 
 
-class LastNumber(Extractor):
+class LastNumber(_LastMatch):
     """The last number: ``-1,234.5``, ``$18`` or ``3/4``. Generous: most texts hold some number."""
 
-    _PATTERN = re.compile(rf"(?<![\w.])({_NUMERAL})")
-
-    def __call__(self, text: str) -> str | None:
-        """The last occurrence."""
-        return _last(self._PATTERN, text)
-
-
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-    found = pattern.findall(text)
-    return found[-1] if found else None
+    PATTERN = re.compile(rf"(?<![\w.])({_NUMERAL})")
 
 
 class Pattern(Extractor):
@@ -73,7 +72,7 @@ class Pattern(Extractor):
 
     def __init__(self, pattern: str, timeout: float = 0.1) -> None:
         self.pattern = compile_pattern("Pattern.pattern", pattern)
-        self.timeout = require_positive("Pattern.timeout", timeout)
+        self.timeout = require.number("Pattern.timeout", timeout, above=0)
 
     def __call__(self, text: str) -> str | None:
         """The last match; ``TimeoutError`` after ``timeout`` seconds."""
@@ -106,16 +105,21 @@ class ExactAnswer(RowReward):
         wrong: float = 0.0,
         missing: float = 0.0,
     ) -> None:
-        if extract == []:
-            raise ValueError("ExactAnswer.extract: got an empty list; leave it out for the default extractors")
+        name = type(self).__name__
+        require.non_empty(f"{name}.extract", extract, "leave it out for the default extractors")
         self.field = field
         self.extract = [Boxed(), Hashes(), LastNumber()] if extract is None else extract
-        self.correct = require_finite("ExactAnswer.correct", correct)
-        self.wrong = require_finite("ExactAnswer.wrong", wrong)
-        self.missing = require_finite("ExactAnswer.missing", missing)
+        self.correct = require.number(f"{name}.correct", correct)
+        self.wrong = require.number(f"{name}.wrong", wrong)
+        self.missing = require.number(f"{name}.missing", missing)
 
     def judge(self, completion: Completion) -> Judgement:
         """Compare; abstains on a row without an answer, fails where an extractor ran out of time."""
+        settled = self.settle(completion)
+        return settled if isinstance(settled, Judgement) else Judgement.of(self.wrong)
+
+    def settle(self, completion: Completion) -> Judgement | tuple[str, str]:
+        """The judgement where it needs no further comparison, else the row's answer and the completion's."""
         expected = row_answer(completion, self.field)
         if not expected:
             return Judgement.abstain(f"the row has no {self.field!r}")
@@ -125,7 +129,7 @@ class ExactAnswer(RowReward):
             return Judgement.failed("the pattern of an extractor took too long")
         if answer is None:
             return Judgement.of(self.missing)
-        return Judgement.of(self.correct if same_answer(answer, expected) else self.wrong)
+        return Judgement.of(self.correct) if same_answer(answer, expected) else (expected, answer)
 
 
 def row_answer(completion: Completion, field: str) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -24,19 +24,21 @@ class JudgeIdentity:
     revision: str | None = None
     template_hash: str | None = None
 
+    @classmethod
+    def asking(cls, id: str, revision: str | None, text: str) -> JudgeIdentity:
+        """The identity of a judge that is asked with ``text``."""
+        return cls(id, revision, hashlib.sha256(text.encode()).hexdigest()[:16])
 
-@dataclass(frozen=True)
-class BlankModel:
-    """A model that a reward will load, on the meta device, and the largest batch it will run: for planning memory.
-
-    ``arguments`` are those of its forward pass beside ids and mask.
-    """
-
-    name: str
-    model: Any
-    rows: int
-    tokens: int
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    @classmethod
+    def combined(cls, name: str, parts: Mapping[str, JudgeIdentity]) -> JudgeIdentity:
+        """One identity of many: ``id`` names them all; revisions and hashes are joined in the order of the parts."""
+        revisions = [part.revision for part in parts.values() if part.revision is not None]
+        hashes = [part.template_hash for part in parts.values() if part.template_hash is not None]
+        return cls(
+            id=f"{name}({', '.join(f'{part}={identity.id}' for part, identity in parts.items())})",
+            revision="+".join(revisions) or None,
+            template_hash="+".join(hashes) or None,
+        )
 
 
 class Reward(ABC):
@@ -46,23 +48,30 @@ class Reward(ABC):
     ``Judgement.abstain``. Neither is ever a number. Constructors are cheap: what is heavy is built in :meth:`setup`.
     """
 
+    def parts(self) -> Mapping[str, Reward]:
+        """The rewards that this one is made of, by name; none by default. What follows passes on to them."""
+        return {}
+
     @property
     def collective(self) -> bool:
         """Whether all ranks judge together: each must make every call that another makes, with no completions too."""
-        return False
+        return any(part.collective for part in self.parts().values())
 
-    def setup(self, device: torch.device) -> None:  # noqa: B027 - most rewards have nothing to build
+    def setup(self, device: torch.device) -> None:
         """Build what is heavy (models, clients) once, before the first call."""
+        for part in self.parts().values():
+            part.setup(device)
 
-    def blank_models(self) -> list[BlankModel]:
-        """The models that :meth:`setup` will load, without reading any weights; none by default."""
-        return []
-
-    def check_tasks(self, tasks: set[str]) -> None:  # noqa: B027 - most rewards take every task
+    def check_tasks(self, tasks: set[str]) -> None:
         """Raise ``ValueError`` before the first step where the data holds a task this reward cannot route."""
+        for part in self.parts().values():
+            part.check_tasks(tasks)
 
     def identity(self) -> JudgeIdentity:
-        """Who judges; the class where there is neither a model nor a template."""
+        """Who judges: the parts, or the class where there is neither a part, a model nor a template."""
+        parts = {name: part.identity() for name, part in self.parts().items()}
+        if parts:
+            return JudgeIdentity.combined(type(self).__name__, parts)
         return JudgeIdentity(f"{type(self).__module__}.{type(self).__qualname__}")
 
     @abstractmethod

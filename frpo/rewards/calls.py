@@ -23,7 +23,7 @@ class UnusableRewardError(RuntimeError):
 
 
 class MalformedJudgementsError(ValueError):
-    """A reward returned something other than one judgement a completion: its code is at fault, no row."""
+    """A reward returned something other than one judgement per completion: its code is at fault, no row."""
 
 
 CALL_ERRORS = (RewardError, UnusableRewardError, MalformedJudgementsError)
@@ -56,7 +56,7 @@ class RowReward(Reward):
 
 
 def call_reward(reward: Reward, completions: Sequence[Completion]) -> list[Judgement]:
-    """``reward(completions)`` as one :class:`~frpo.types.Judgement` a completion.
+    """``reward(completions)`` as one :class:`~frpo.types.Judgement` per completion.
 
     A bare number stands for ``Judgement.of(number)``, or for a failure where it is not finite.
 
@@ -80,7 +80,7 @@ def call_reward(reward: Reward, completions: Sequence[Completion]) -> list[Judge
     if not isinstance(results, Sequence) or isinstance(results, str):
         raise MalformedJudgementsError(
             f"{type(reward).__name__} returned {type(results).__name__}; expected a list of "
-            f"{len(completions)} Judgements, one a completion"
+            f"{len(completions)} Judgements, one per completion"
         )
     if len(results) != len(completions):
         raise MalformedJudgementsError(
@@ -125,24 +125,3 @@ def as_judgement(result: Any, source: str) -> Judgement:
         f"{source} returned {type(result).__name__} for a completion; expected a Judgement or a number: "
         "write Judgement.of(value), Judgement.abstain(why) or Judgement.failed(why)"
     )
-
-
-def require_finite(name: str, value: float) -> float:
-    """``value`` if it is a finite number, else ``ValueError`` naming the argument."""
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: got {value}, expected a finite number")
-    return value
-
-
-def require_positive(name: str, value: float) -> float:
-    """``value`` if it is finite and above 0, else ``ValueError`` naming the argument."""
-    if require_finite(name, value) <= 0:
-        raise ValueError(f"{name}: got {value}, expected a number above 0")
-    return value
-
-
-def require_at_least_one(name: str, count: int) -> int:
-    """``count`` if it is 1 or more, else ``ValueError`` naming the argument."""
-    if count < 1:
-        raise ValueError(f"{name}: got {count}, expected 1 or more")
-    return count

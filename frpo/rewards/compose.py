@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
-import torch
-
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import call_each, call_reward, require_finite
+from frpo.foundation import require
+from frpo.foundation.errors import suggestion
+from frpo.rewards.base import Reward
+from frpo.rewards.calls import call_each, call_reward
 from frpo.types import Completion, Judgement
 
 
@@ -22,8 +21,7 @@ class Composite(Reward):
     """
 
     def __init__(self, rewards: dict[str, Reward]) -> None:
-        if not rewards:
-            raise ValueError(f"{type(self).__name__}.rewards: got no rewards, expected at least one by name")
+        require.non_empty(f"{type(self).__name__}.rewards", rewards, "name a reward")
         for name in rewards:
             if not name or "/" in name:
                 raise ValueError(
@@ -32,29 +30,9 @@ class Composite(Reward):
                 )
         self.rewards = rewards
 
-    @property
-    def collective(self) -> bool:
-        """Whether a part is."""
-        return any(reward.collective for reward in self.rewards.values())
-
-    def setup(self, device: torch.device) -> None:
-        """Set up every part."""
-        for reward in self.rewards.values():
-            reward.setup(device)
-
-    def blank_models(self) -> list[BlankModel]:
-        """Those of every part."""
-        return [model for reward in self.rewards.values() for model in reward.blank_models()]
-
-    def check_tasks(self, tasks: set[str]) -> None:
-        """Ask every part."""
-        for reward in self.rewards.values():
-            reward.check_tasks(tasks)
-
-    def identity(self) -> JudgeIdentity:
-        """The identities of the parts, by name."""
-        parts = {name: reward.identity() for name, reward in self.rewards.items()}
-        return combined_identity(type(self).__name__, parts)
+    def parts(self) -> Mapping[str, Reward]:
+        """The named rewards."""
+        return self.rewards
 
     def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
         """Judge each completion by every part and combine."""
@@ -100,23 +78,17 @@ class WeightedSum(Composite):
         super().__init__(rewards)
         for name in weights:
             if name not in rewards:
-                near = difflib.get_close_matches(name, rewards, n=1) or sorted(rewards)
-                raise ValueError(
-                    f"WeightedSum.weights: got a weight for {name!r}, which is no reward here; "
-                    f"expected the names {sorted(rewards)}, did you mean {near[0]!r}?"
-                )
+                near = suggestion(name, rewards)
+                raise ValueError(f"WeightedSum.weights: got a weight for {name!r}, which is no reward here{near}")
         missing = sorted(set(rewards) - set(weights))
         if missing:
             raise ValueError(
                 f"WeightedSum.weights: got none for {missing}, expected one for each reward: write "
                 f"`{missing[0]}: 1.0` under weights, or 0.0 to only record it"
             )
+        why = "weights are scaled up where a part abstains: give a penalty negative values instead, as `refused: -1.0`"
         for name, weight in weights.items():
-            if require_finite(f"WeightedSum.weights.{name}", weight) < 0:
-                raise ValueError(
-                    f"WeightedSum.weights.{name}: got {weight}, expected 0 or more (weights are scaled up where a "
-                    "part abstains); for a penalty give the part negative values instead, as `refused: -1.0`"
-                )
+            require.number(f"WeightedSum.weights.{name}", weight, at_least=0, hint=why)
         self.weights = weights
         self.total = sum(weights.values())
         if self.total == 0:
@@ -154,26 +126,9 @@ class Complement(Reward):
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
 
-    @property
-    def collective(self) -> bool:
-        """Whether the reward is."""
-        return self.reward.collective
-
-    def setup(self, device: torch.device) -> None:
-        """Set up the reward."""
-        self.reward.setup(device)
-
-    def blank_models(self) -> list[BlankModel]:
-        """Those of the reward."""
-        return self.reward.blank_models()
-
-    def check_tasks(self, tasks: set[str]) -> None:
-        """Ask the reward."""
-        self.reward.check_tasks(tasks)
-
-    def identity(self) -> JudgeIdentity:
-        """That of the reward, marked as turned round."""
-        return combined_identity("Complement", {"of": self.reward.identity()})
+    def parts(self) -> Mapping[str, Reward]:
+        """The one reward."""
+        return {"of": self.reward}
 
     def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
         """Judge each completion and turn the value round."""
@@ -181,14 +136,3 @@ class Complement(Reward):
             Judgement.of(1.0 - judgement.value, judgement.components) if judgement.status == "value" else judgement
             for judgement in call_reward(self.reward, completions)
         ]
-
-
-def combined_identity(name: str, parts: Mapping[str, JudgeIdentity]) -> JudgeIdentity:
-    """One identity of many: ``id`` names them all; revisions and hashes are joined in the order of the parts."""
-    revisions = [part.revision for part in parts.values() if part.revision is not None]
-    hashes = [part.template_hash for part in parts.values() if part.template_hash is not None]
-    return JudgeIdentity(
-        id=f"{name}({', '.join(f'{part}={identity.id}' for part, identity in parts.items())})",
-        revision="+".join(revisions) or None,
-        template_hash="+".join(hashes) or None,
-    )

@@ -16,26 +16,15 @@ from queue import LifoQueue
 
 import torch
 
+from frpo.foundation import require
 from frpo.rewards import maths_worker
-from frpo.rewards.answers import (
-    MAX_CHARACTERS,
-    Boxed,
-    Extractor,
-    Hashes,
-    LastNumber,
-    first_answer,
-    plain_number,
-    row_answer,
-    same_answer,
-)
-from frpo.rewards.base import Reward
-from frpo.rewards.calls import require_at_least_one, require_finite, require_positive
+from frpo.rewards.answers import MAX_CHARACTERS, ExactAnswer, Extractor, plain_number
 from frpo.types import Completion, Judgement
 
 _Pair = tuple[str, str]
 
 
-class MathAnswer(Reward):
+class MathAnswer(ExactAnswer):
     r"""``correct`` where the final answer is equivalent to the row's, ``wrong`` where not, ``missing`` where none is.
 
     As :class:`~frpo.rewards.answers.ExactAnswer`, which see for ``field``, ``extract`` and the three values, but
@@ -71,18 +60,10 @@ class MathAnswer(Reward):
         memory: int = 1024,
         workers: int = 2,
     ) -> None:
-        if extract == []:
-            raise ValueError("MathAnswer.extract: got an empty list; leave it out for the default extractors")
-        self.field = field
-        self.extract = [Boxed(), Hashes(), LastNumber()] if extract is None else extract
-        self.correct = require_finite("MathAnswer.correct", correct)
-        self.wrong = require_finite("MathAnswer.wrong", wrong)
-        self.missing = require_finite("MathAnswer.missing", missing)
-        self.timeout = require_positive("MathAnswer.timeout", timeout)
-        self.memory = memory
-        if memory < 512:
-            raise ValueError(f"MathAnswer.memory: got {memory} MiB, expected 512 or more: the library takes half that")
-        self.workers = require_at_least_one("MathAnswer.workers", workers)
+        super().__init__(field, extract, correct, wrong, missing)
+        self.timeout = require.number("MathAnswer.timeout", timeout, above=0)
+        self.memory = require.number("MathAnswer.memory", memory, at_least=512, hint="in MiB; the library takes half")
+        self.workers = require.number("MathAnswer.workers", workers, at_least=1)
         self._idle: LifoQueue[_Worker] | None = None
 
     def setup(self, device: torch.device) -> None:
@@ -92,29 +73,22 @@ class MathAnswer(Reward):
 
     def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
         """Judge each completion; equal pairs of answers are compared once."""
-        settled = [self._settle(completion) for completion in completions]
+        settled = [self.settle(completion) for completion in completions]
         pairs = list(dict.fromkeys(pair for pair in settled if not isinstance(pair, Judgement)))
         compared = dict(zip(pairs, self._compare(pairs), strict=True))
         return [found if isinstance(found, Judgement) else compared[found] for found in settled]
 
-    def _settle(self, completion: Completion) -> Judgement | _Pair:
-        """The judgement where no library is needed for it, else the two answers."""
-        expected = row_answer(completion, self.field)
-        if not expected:
-            return Judgement.abstain(f"the row has no {self.field!r}")
-        try:
-            answer = first_answer(self.extract, completion.text)
-        except TimeoutError:
-            return Judgement.failed("the pattern of an extractor took too long")
-        if answer is None:
-            return Judgement.of(self.missing)
-        if same_answer(answer, expected):
-            return Judgement.of(self.correct)
-        numbers = plain_number(answer), plain_number(expected)
-        integers = all(number is not None and number.denominator == 1 for number in numbers)
-        if integers or max(len(answer), len(expected)) > MAX_CHARACTERS:
-            return Judgement.of(self.wrong)
-        return expected, answer
+    def judge(self, completion: Completion) -> Judgement:
+        """Judge one completion."""
+        return self([completion])[0]
+
+    def settle(self, completion: Completion) -> Judgement | _Pair:
+        """As :class:`~frpo.rewards.answers.ExactAnswer`; integers and answers that are too long are settled too."""
+        settled = super().settle(completion)
+        if isinstance(settled, Judgement):
+            return settled
+        integers = all(number is not None and number.denominator == 1 for number in map(plain_number, settled))
+        return Judgement.of(self.wrong) if integers or max(map(len, settled)) > MAX_CHARACTERS else settled
 
     def _compare(self, pairs: list[_Pair]) -> list[Judgement]:
         if not pairs:

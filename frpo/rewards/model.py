@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from frpo.data.conversation import MAX_LENGTH, ConversationEncoder, classifier_logits
-from frpo.models.loading import reading
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import require_at_least_one, require_finite
+from frpo.data.conversation import ConversationEncoder
+from frpo.foundation import require
+from frpo.models.loading import require_positions
+from frpo.models.policy import DTYPES
+from frpo.models.scorer import MAX_LENGTH, classifier_logits
+from frpo.rewards.base import JudgeIdentity
+from frpo.rewards.frozen import Dtype, FrozenModel
 from frpo.types import Completion, Judgement
 
 DEFAULT_MAX_LENGTH = 1024
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TRANSFORMS = {"identity": lambda x: x, "sigmoid": torch.sigmoid}
 
 
-class RewardModel(Reward):
+class RewardModel(FrozenModel):
     """``transform(scale * s + shift)`` with ``s`` the output of a frozen classifier for the conversation.
 
     The model reads the prompt's messages and the completion as the assistant's, through its own tokenizer's chat
@@ -35,20 +35,26 @@ class RewardModel(Reward):
         revision: commit, tag or branch on the hub.
         dtype: of the weights. Scores are float32 and autocast is off whatever it is.
         max_length: tokens; null takes those a model trained by frpo was trained with, 1024 for any other.
-        batch_size: conversations a forward pass. Padding does not change scores beyond rounding.
+        batch_size: conversations per forward pass. Padding does not change scores beyond rounding.
         label: with several outputs, the class whose log-odds are ``s``; ``transform: sigmoid`` then gives its
             probability.
         transform: "identity" or "sigmoid".
         scale: multiplies ``s``.
         shift: is added to it, after ``scale``.
         trust_remote_code: run the Python code that comes with the model. Only for sources you trust.
+
+    Raises:
+        ValueError: at setup, a model that is no classifier with one output (or with class ``label``), or has no trained
+            head, no padding token, or fewer positions than ``max_length``.
     """
+
+    reads = "sequence classifier"
 
     def __init__(
         self,
         path: str,
         revision: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Dtype = "float32",
         max_length: int | None = None,
         batch_size: int = 16,
         label: int | None = None,
@@ -57,79 +63,26 @@ class RewardModel(Reward):
         shift: float = 0.0,
         trust_remote_code: bool = False,
     ) -> None:
-        for name, value, known in (("dtype", dtype, _DTYPES), ("transform", transform, _TRANSFORMS)):
-            if value not in known:
-                raise ValueError(f"RewardModel.{name}: got {value!r}, expected one of {sorted(known)}")
-        if label is not None and label < 0:
-            raise ValueError(f"RewardModel.label: got {label}, expected the index of a class, from 0")
-        if require_finite("RewardModel.scale", scale) == 0:
+        super().__init__(path, revision, dtype, batch_size)
+        self.max_length = require.number("RewardModel.max_length", max_length, at_least=1)
+        self.label = require.number("RewardModel.label", label, at_least=0, hint="the index of a class")
+        self.transform = require.one_of("RewardModel.transform", transform, _TRANSFORMS)
+        if require.number("RewardModel.scale", scale) == 0:
             raise ValueError("RewardModel.scale: got 0, which makes every reward the same; expected another")
-        self.path = path
-        self.revision = revision
-        self.dtype = dtype
-        self.max_length = None if max_length is None else require_at_least_one("RewardModel.max_length", max_length)
-        self.batch_size = require_at_least_one("RewardModel.batch_size", batch_size)
-        self.label = label
-        self.transform = transform
         self.scale = scale
-        self.shift = require_finite("RewardModel.shift", shift)
+        self.shift = require.number("RewardModel.shift", shift)
         self.trust_remote_code = trust_remote_code
-        self._model: Any = None
         self._encoder: ConversationEncoder | None = None
-
-    def setup(self, device: torch.device) -> None:
-        """Load the model onto ``device``; again, only move it.
-
-        Raises:
-            ValueError: the model is no classifier with one output (or with class ``label``), has no trained head,
-                no padding token, or fewer positions than ``max_length``.
-        """
-        if self._model is None:
-            with reading(self.path, "sequence classifier"):
-                self._load()
-        self._model.to(device)
-
-    def blank_models(self) -> list[BlankModel]:
-        """The classifier."""
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-
-        source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-        config = AutoConfig.from_pretrained(self.path, **source)
-        text_config = config.get_text_config()
-        if getattr(text_config, "pad_token_id", None) is None:
-            text_config.pad_token_id = 0
-        tokens = getattr(config, MAX_LENGTH, DEFAULT_MAX_LENGTH) if self.max_length is None else self.max_length
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(
-                config, dtype=_DTYPES[self.dtype], trust_remote_code=self.trust_remote_code
-            )
-        return [BlankModel(self.path, model.eval().requires_grad_(False), self.batch_size, tokens)]
 
     def identity(self) -> JudgeIdentity:
         """The model, its revision, and once it is loaded the hash of its chat template, where it has one."""
         tokenizer = None if self._encoder is None else self._encoder.tokenizer
         if tokenizer is None or tokenizer.chat_template is None:
             return JudgeIdentity(self.path, self.revision)
-        digest = hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest()
-        return JudgeIdentity(self.path, self.revision, digest[:16])
+        return JudgeIdentity.asking(self.path, self.revision, tokenizer.get_chat_template())
 
-    def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
-        """Score each completion; longest with longest, so that little is padding."""
-        if self._model is None:
-            raise RuntimeError("RewardModel: called before setup(device), which loads the model")
-        rows = [self._encode(completion) for completion in completions]
-        judgements = [Judgement.failed(f"completion over max_length={self.max_length} tokens") for _ in completions]
-        order = sorted((i for i, ids in enumerate(rows) if ids), key=lambda i: -len(rows[i]))
-        for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
-            raw = self._raw_scores([rows[i] for i in indices])
-            scores = _TRANSFORMS[self.transform](self.scale * raw + self.shift)
-            finite = (torch.isfinite(raw) & torch.isfinite(scores)).tolist()
-            for i, score, ok in zip(indices, scores.tolist(), finite, strict=True):
-                judgements[i] = Judgement.of(score) if ok else Judgement.failed(f"reward model gave {score}")
-        return judgements
-
-    def _load(self) -> None:
+    def load(self) -> Any:
+        """See :class:`~frpo.rewards.frozen.FrozenModel`."""
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         source = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
@@ -147,27 +100,18 @@ class RewardModel(Reward):
             )
         if self.max_length is None:
             self.max_length = getattr(config, MAX_LENGTH, DEFAULT_MAX_LENGTH)
-        positions = getattr(text_config, "max_position_embeddings", None)
-        if positions is not None and self.max_length > positions:
-            raise ValueError(
-                f"RewardModel.max_length: got {self.max_length}, expected at most the {positions} positions of "
-                f"{self.path!r}"
-            )
+        require_positions("RewardModel.max_length", self.max_length, config, self.path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             self.path,
             config=config,
-            dtype=_DTYPES[self.dtype],
+            dtype=DTYPES[self.dtype],
             output_loading_info=True,
             use_safetensors=True,
             **source,
         )
-        if report["missing_keys"]:
-            raise ValueError(
-                f"RewardModel: {self.path!r} holds no weights for {sorted(report['missing_keys'])[:3]}, so its "
-                "scores would be random; expected a trained sequence classifier, not a language model"
-            )
-        self._model = model.eval().requires_grad_(False)
+        self.require_weights(report["missing_keys"], self.path)
         self._encoder = ConversationEncoder(tokenizer, self.max_length)
+        return model
 
     def _check_outputs(self, outputs: int) -> None:
         if self.label is None and outputs != 1:
@@ -181,17 +125,24 @@ class RewardModel(Reward):
                 + ("no label: leave it out" if outputs == 1 else f"an index from 0 to {outputs - 1}")
             )
 
-    def _encode(self, completion: Completion) -> list[int]:
-        """Token ids of the conversation; none where the completion alone does not fit."""
+    def encode(self, completion: Completion) -> list[int] | Judgement:
+        """Token ids of the conversation; failed where the completion alone does not fit."""
         assert self._encoder is not None, "setup comes first"
-        return self._encoder(completion)
+        return self._encoder(completion) or Judgement.failed(f"completion over max_length={self.max_length} tokens")
 
-    def _raw_scores(self, rows: list[list[int]]) -> Tensor:
-        """Scores before scale and shift, float32 [len(rows)]."""
-        device = self._model.device
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            logits = classifier_logits(self._model, rows)
+    def score(self, rows: list[list[int]]) -> list[Judgement]:
+        """The transformed outputs; failed where one is not finite."""
+        raw = self._raw(classifier_logits(self._model, rows)).cpu()
+        scores = _TRANSFORMS[self.transform](self.scale * raw + self.shift)
+        finite = (torch.isfinite(raw) & torch.isfinite(scores)).tolist()
+        return [
+            Judgement.of(score) if ok else Judgement.failed(f"reward model gave {score}")
+            for score, ok in zip(scores.tolist(), finite, strict=True)
+        ]
+
+    def _raw(self, logits: Tensor) -> Tensor:
+        """Scores [N] before scale and shift, of the classifier's outputs [N, classes]."""
         if self.label is None:
-            return logits[:, 0].cpu()
-        others = torch.arange(logits.shape[1], device=device) != self.label
-        return (logits[:, self.label] - logits[:, others].logsumexp(-1)).cpu()
+            return logits[:, 0]
+        others = torch.arange(logits.shape[1], device=logits.device) != self.label
+        return logits[:, self.label] - logits[:, others].logsumexp(-1)

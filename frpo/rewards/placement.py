@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
+from frpo.rewards.base import JudgeIdentity, Reward
 from frpo.rewards.calls import CALL_ERRORS, RewardError, UnusableRewardError, call_reward
 from frpo.types import Completion, Judgement
 
@@ -47,6 +47,10 @@ class OnRanks(Reward):
         self._identity: JudgeIdentity | None = None
         self._calls = 0
 
+    def parts(self) -> Mapping[str, Reward]:
+        """The one reward, also on ranks that do not load it."""
+        return {"of": self.reward}
+
     @property
     def collective(self) -> bool:
         """True."""
@@ -68,14 +72,6 @@ class OnRanks(Reward):
         # A model that is loaded may know more of itself; every rank has to name the judge alike.
         self._identity = self._together(build)[self.ranks[0]]
         return None
-
-    def blank_models(self) -> list[BlankModel]:
-        """Those of the reward, as a chosen rank holds them."""
-        return self.reward.blank_models()
-
-    def check_tasks(self, tasks: set[str]) -> None:
-        """Ask the reward."""
-        self.reward.check_tasks(tasks)
 
     def identity(self) -> JudgeIdentity:
         """That of the reward on the first of its ranks."""

@@ -14,7 +14,8 @@ from typing import Literal
 
 import regex
 
-from frpo.rewards.calls import RowReward, require_at_least_one, require_finite, require_positive
+from frpo.foundation import require
+from frpo.rewards.calls import RowReward
 from frpo.rewards.wording import CAUTION_CUES, REFUSAL_PHRASES, STOP_WORDS, canonical, words
 from frpo.types import Completion, Judgement
 
@@ -58,9 +59,9 @@ class RefusalPhrases(RowReward):
         window: int = 250,
     ) -> None:
         self.phrases = plain_phrases("RefusalPhrases.phrases", REFUSAL_PHRASES if phrases is None else phrases)
-        self.refused = require_finite("RefusalPhrases.refused", refused)
-        self.complied = require_finite("RefusalPhrases.complied", complied)
-        self.window = require_at_least_one("RefusalPhrases.window", window)
+        self.refused = require.number("RefusalPhrases.refused", refused)
+        self.complied = require.number("RefusalPhrases.complied", complied)
+        self.window = require.number("RefusalPhrases.window", window, at_least=1)
 
     def judge(self, completion: Completion) -> Judgement:
         """``refused`` or ``complied``; never fails."""
@@ -83,7 +84,7 @@ class Caution(RowReward):
     """
 
     def __init__(self, enough: int = 3, cues: list[str] | None = None) -> None:
-        self.enough = require_at_least_one("Caution.enough", enough)
+        self.enough = require.number("Caution.enough", enough, at_least=1)
         self.cues = plain_phrases("Caution.cues", CAUTION_CUES if cues is None else cues)
 
     def judge(self, completion: Completion) -> Judgement:
@@ -102,9 +103,9 @@ class Regex(RowReward):
 
     def __init__(self, pattern: str, matched: float = 1.0, unmatched: float = 0.0, timeout: float = 0.1) -> None:
         self.pattern = compile_pattern("Regex.pattern", pattern)
-        self.matched = require_finite("Regex.matched", matched)
-        self.unmatched = require_finite("Regex.unmatched", unmatched)
-        self.timeout = require_positive("Regex.timeout", timeout)
+        self.matched = require.number("Regex.matched", matched)
+        self.unmatched = require.number("Regex.unmatched", unmatched)
+        self.timeout = require.number("Regex.timeout", timeout, above=0)
 
     def judge(self, completion: Completion) -> Judgement:
         """``matched`` or ``unmatched``; failed where the search ran out of time."""
@@ -129,9 +130,8 @@ class Length(RowReward):
                 f"Length: got low={low}, high={high}; expected 0 <= low <= high, high at least 1, and one of "
                 "the two set: with neither, every completion scores 1"
             )
-        if unit not in ("words", "tokens"):
-            raise ValueError(f"Length.unit: got {unit!r}, expected 'words' or 'tokens'")
-        self.low, self.high, self.unit = low, high, unit
+        self.low, self.high = low, high
+        self.unit = require.one_of("Length.unit", unit, ("words", "tokens"))
 
     def judge(self, completion: Completion) -> Judgement:
         """The graded length; never fails."""
@@ -154,9 +154,7 @@ class KeywordOverlap(RowReward):
     STEM = 6
 
     def __init__(self, enough: float = 1.0) -> None:
-        if not 0 < enough <= 1:
-            raise ValueError(f"KeywordOverlap.enough: got {enough}, expected a share above 0, at most 1")
-        self.enough = enough
+        self.enough = require.number("KeywordOverlap.enough", enough, above=0, at_most=1, hint="it is a share")
 
     def judge(self, completion: Completion) -> Judgement:
         """The share mentioned; abstains on a prompt without content words."""
@@ -178,7 +176,7 @@ class Repetition(RowReward):
     """
 
     def __init__(self, n: int = 3) -> None:
-        self.n = require_at_least_one("Repetition.n", n)
+        self.n = require.number("Repetition.n", n, at_least=1)
 
     def judge(self, completion: Completion) -> Judgement:
         """The share of distinct n-grams; never fails."""
@@ -190,7 +188,7 @@ class Repetition(RowReward):
 
 
 class StepList(RowReward):
-    """Graded in [0, 1]: 1 without any list item, falling by 1/``limit`` an item, 0 from ``limit`` items on.
+    """Graded in [0, 1]: 1 without any list item, falling by 1/``limit`` per item, 0 from ``limit`` items on.
 
     An item is a line that opens with a bullet, a number or "Step n", or a fenced code block. It tells a
     refusal from instructions that hide behind one; for prompts that deserve instructions do not use it.
@@ -199,7 +197,7 @@ class StepList(RowReward):
     _ITEM = re.compile(r"^[ \t]*(?:[-*+•][ \t]+|\(?\d{1,3}[.):][ \t]|\W{0,4}step[ \t]+\d)", re.I | re.M)
 
     def __init__(self, limit: int = 4) -> None:
-        self.limit = require_at_least_one("StepList.limit", limit)
+        self.limit = require.number("StepList.limit", limit, at_least=1)
 
     def judge(self, completion: Completion) -> Judgement:
         """The graded absence of steps; never fails."""

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from frpo.foundation import require
 from frpo.rewards.base import Reward
 from frpo.rewards.calls import RewardError, call_reward
 from frpo.types import Completion, Judgement, RolloutBatch, ScoredBatch
@@ -26,10 +27,9 @@ def score(reward: Reward, rollout: RolloutBatch, *, on_error: Literal["raise", "
         RewardError: the reward raised and ``on_error`` is "raise".
         UnusableRewardError: under either setting: the reward can judge nothing as it is set up.
         MalformedJudgementsError: a ``ValueError``, under either setting: the reward did not return one judgement
-            a completion.
+            per completion.
     """
-    if on_error not in ("raise", "failed"):
-        raise ValueError(f"score: got on_error={on_error!r}, expected 'raise' or 'failed'")
+    require.one_of("on_error", on_error, ("raise", "failed"))
     completions = rollout.completions()
     try:
         judgements = call_reward(reward, completions)
@@ -93,8 +93,7 @@ def check_failure_rate(counts: JudgementCounts, max_failure_rate: float) -> None
     The denominator is the completions that did not abstain; ``counts`` may be summed over ranks. A judge that
     fails often fails selectively, and what is left trains the policy on whatever it can still read.
     """
-    if not 0 <= max_failure_rate <= 1:
-        raise ValueError(f"max_failure_rate: got {max_failure_rate}, expected a share from 0 to 1")
+    require.number("max_failure_rate", max_failure_rate, at_least=0, at_most=1, hint="it is a share")
     if counts.failure_rate > max_failure_rate:
         reasons = "; ".join(f"{n} x {reason or 'no reason given'}" for reason, n in counts.reasons)
         raise RewardError(

@@ -1,0 +1,1 @@
+"""Sampling the completions of a batch of prompts."""

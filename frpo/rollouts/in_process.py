@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from frpo.foundation import require
 from frpo.functional.truncation import truncate
 from frpo.models.sharding import gathered
 from frpo.rollouts.sampler import Sampler, uniform_noise
@@ -36,9 +37,9 @@ class InProcessSampler(Sampler):
         max_sequences: int | None = None,
     ) -> None:
         super().__init__(max_new_tokens, temperature, top_p, top_k)
-        if max_sequences is not None and max_sequences < 1:
-            raise ValueError(f"InProcessSampler.max_sequences must be >= 1 or null, got {max_sequences}")
-        self.max_sequences = max_sequences
+        self.max_sequences = require.number(
+            "InProcessSampler.max_sequences", max_sequences, at_least=1, hint="null decodes all"
+        )
 
     @torch.no_grad()
     def sample(
@@ -131,7 +132,7 @@ class InProcessSampler(Sampler):
         return ids.view(p, G, T), mask.view(p, G, T), logps.view(p, G, T)
 
     def _draw(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """One token a row by inverting the distribution function at ``noise``, and its log-probability."""
+        """One token per row by inverting the distribution function at ``noise``, and its log-probability."""
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.temperature == 0:
             token = wide.argmax(-1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from frpo.foundation import require
 from frpo.types import PromptBatch, RolloutBatch
 
 
@@ -29,17 +30,12 @@ class Sampler(ABC):
         self, max_new_tokens: int = 256, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None
     ) -> None:
         name = type(self).__name__
-        if max_new_tokens < 1:
-            raise ValueError(f"{name}.max_new_tokens must be >= 1, got {max_new_tokens}")
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(
-                f"{name}.temperature must be >= 0 and finite, got {temperature}; 1.0 samples the policy itself"
-            )
-        if not 0 < top_p <= 1:
-            raise ValueError(f"{name}.top_p must be in (0, 1], got {top_p}; 1.0 keeps every token")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"{name}.top_k must be >= 1 or null, got {top_k}; null keeps every token")
-        self.max_new_tokens, self.temperature, self.top_p, self.top_k = max_new_tokens, temperature, top_p, top_k
+        self.max_new_tokens = require.number(f"{name}.max_new_tokens", max_new_tokens, at_least=1)
+        self.temperature = require.number(
+            f"{name}.temperature", temperature, at_least=0, hint="1.0 samples the policy itself"
+        )
+        self.top_p = require.number(f"{name}.top_p", top_p, above=0, at_most=1, hint="1.0 keeps every token")
+        self.top_k = require.number(f"{name}.top_k", top_k, at_least=1, hint="null keeps every token")
 
     @property
     def truncates(self) -> bool:

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from frpo.foundation import require
 from frpo.run.checkpoint_files import LAST, latest
 from frpo.run.checkpoint_io import PARTIAL, AtomicCheckpointIO, save_error
 from frpo.run.stopping import StopRequest
@@ -61,11 +62,8 @@ class Checkpoint(ModelCheckpoint):
         monitor: str | None = None,
         mode: str = "max",
     ) -> None:
-        if every_n_train_steps < 1:
-            raise ValueError(
-                f"every_n_train_steps: got {every_n_train_steps}, expected at least 1 optimiser step between "
-                "checkpoints; to save at the end alone write a number above max_steps"
-            )
+        hint = "the optimiser steps between checkpoints; to save at the end alone write a number above max_steps"
+        require.number("Checkpoint.every_n_train_steps", every_n_train_steps, at_least=1, hint=hint)
         super().__init__(
             dirpath=Path(output_dir) / "checkpoints",
             filename="step={step:06d}",

@@ -47,31 +47,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise save_error(target, error) from error
 
 
-class _Watched:
-    """A file whose first failed write is kept: torch reports a full disk as an unrelated RuntimeError."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    watched = _Watched(file)
     try:
-        torch.save(checkpoint, watched)  # type: ignore[arg-type]
-    except RuntimeError:
-        if watched.error is not None:
-            raise watched.error from None
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        # torch closes its archive after a write that failed, and raises what goes wrong there instead.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
         raise
 
 

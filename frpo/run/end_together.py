@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from frpo.foundation import require
 from frpo.foundation.redaction import redact_text
 
 POLL_S = 0.5
@@ -50,9 +51,7 @@ class EndTogether(Callback):
     """
 
     def __init__(self, patience_s: float = 60.0) -> None:
-        if not patience_s > 5:
-            raise ValueError(f"EndTogether.patience_s: got {patience_s}, expected more than 5 seconds")
-        self.patience_s = patience_s
+        self.patience_s = require.number("EndTogether.patience_s", patience_s, above=5, finite=False)
         self._watch: Watch | None = None
 
     def __getstate__(self) -> dict[str, Any]:

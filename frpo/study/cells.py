@@ -18,6 +18,7 @@ from frpo.foundation.errors import ConfigError
 from frpo.foundation.yaml_files import read_with_includes
 from frpo.study.factors import checked_factors
 from frpo.study.spec import Entry, StudySpec, Tree, nested, overlaid
+from frpo.study.spelling import flat
 
 ADDRESS_DIGITS = 12
 MAX_CELLS = 100_000
@@ -33,8 +34,8 @@ class Cell:
 
     ``address`` is a hash of all that the result depends on: the settings, the seed, the suites, the version of frpo and
     the address of the policy it starts from. The content of data files is not part of it. ``layers`` are the
-    configuration, each laid over the one before. ``parent`` and ``reference`` are ids of the policy cells that this
-    one starts from, and whose policy is the reference of the parent.
+    configuration, each laid over the one before, spelled by :func:`frpo.study.spelling.flat`. ``parent`` and
+    ``reference`` are ids of the policy cells that this one starts from, and whose policy is the parent's reference.
     """
 
     id: str
@@ -62,8 +63,8 @@ class Cell:
     @property
     def trusts_remote_code(self) -> bool:
         """Whether its policy may run code that comes with the weights."""
-        policy = self.policy or self.merged()["model"]["init_args"]["policy"]
-        return bool(policy.get("init_args", {}).get("trust_remote_code", False))
+        policy = self.policy or self.merged()["model"]["policy"]
+        return bool(policy.get("trust_remote_code", False))
 
     @property
     def title(self) -> str:
@@ -119,7 +120,7 @@ class _Documents:
     def __call__(self, files: tuple[str, ...]) -> tuple[Tree, ...]:
         for file in files:
             if file not in self._read:
-                self._read[file] = tuple(document.tree for document in read_with_includes(file))
+                self._read[file] = tuple(flat(document.tree) for document in read_with_includes(file))
         return tuple(tree for file in files for tree in self._read[file])
 
 
@@ -191,8 +192,7 @@ def _downstream_cells(spec: StudySpec, policy: Cell, documents: _Documents) -> l
 
 
 def _started_from(path: str, seed: int) -> Tree:
-    policy = {"class_path": "frpo.models.policy.Policy", "init_args": {"path": path}}
-    return {"seed_everything": seed, **nested("model.init_args.policy", policy)}
+    return {"seed_everything": seed, **nested("model.policy", {"class_path": "Policy", "path": path})}
 
 
 def _evaluated(spec: StudySpec) -> Tree:

@@ -8,28 +8,29 @@ from typing import Any
 
 from frpo.foundation.errors import ConfigError
 from frpo.study.spec import Tree
+from frpo.study.spelling import as_class
 
-OBJECTIVE = "frpo.objectives.FRPO"
+OBJECTIVE = "FRPO"
 
 
 def factors_of(config: Tree) -> dict[str, Any]:
     """``lambda`` and ``estimator`` of FRPO, ``beta``, ``beta_scale`` and ``kl`` (the estimator) of the penalty.
 
     Only what the merged configuration has: a method without an objective has none of them. A beta that is a schedule
-    is named by its class.
+    is named by its class. ``config`` is spelled by :func:`frpo.study.spelling.flat`.
     """
     from frpo.objectives import FRPO
     from frpo.penalty import KLPenalty
 
-    settings = config.get("model", {}).get("init_args", {})
-    objective = settings.get("objective")
+    settings = config.get("model", {})
+    objective = as_class(settings.get("objective"))
     if objective is None:
         return {}
     found: dict[str, Any] = {}
     if objective.get("class_path") == OBJECTIVE:
-        own = {**_defaults(FRPO), **objective.get("init_args", {})}
+        own = {**_defaults(FRPO), **objective}
         found = {"lambda": own["lam"], "estimator": _name(own["estimator"] or FRPO().estimator).lower()}
-    penalty = {**_defaults(KLPenalty), **(settings.get("kl") or {}).get("init_args", {})}
+    penalty = {**_defaults(KLPenalty), **(as_class(settings.get("kl")) or {})}
     beta = penalty["beta"]
     scale, estimator = penalty["beta_scale"], penalty["estimator"]
     return {**found, "beta": _name(beta) if isinstance(beta, Mapping) else beta, "beta_scale": scale, "kl": estimator}

@@ -23,6 +23,7 @@ from frpo.foundation.errors import ConfigError
 from frpo.foundation.redaction import redact_text
 from frpo.study.cells import DONE, FAILED, LOG, POLICY_FOLDER, Cell, cells_folder, code_version, replaced
 from frpo.study.spec import StudySpec, Tree
+from frpo.study.spelling import spelled_out
 
 LOCK = "lock"
 BUSY = 75
@@ -87,7 +88,7 @@ def written(layers: list[Tree], folder: Path) -> list[str]:
     words: list[str] = []
     for number, layer in enumerate(layers):
         file = folder / f"{number:02d}.yaml"
-        file.write_text(yaml.safe_dump(layer, sort_keys=False), encoding="utf-8")
+        file.write_text(yaml.safe_dump(spelled_out(layer), sort_keys=False), encoding="utf-8")
         words += ["--config", str(file)]
     return words
 
@@ -104,11 +105,11 @@ def _in_process_of_its_own(words: list[str]) -> int:
 
 def _placed(cell: Cell, folder: Path, data_dir: str, tracking: Tree | None, after: str = "") -> Tree:
     """Name, folders and loggers of the run; these do not change what it computes."""
-    loggers: list[Tree] = [{"class_path": "frpo.run.metrics_csv.MetricsCSV", "init_args": {"output_dir": str(folder)}}]
+    loggers: list[Tree] = [{"class_path": "MetricsCSV", "output_dir": str(folder)}]
     if tracking is not None:
         tags = {**tracking.get("tags", {}), **_tags(cell)}
         settings = {**tracking, "tags": tags, "run_name": cell.title + after, "output_dir": str(folder)}
-        loggers.append({"class_path": "frpo.run.tracker.MLflowTracker", "init_args": settings})
+        loggers.append({"class_path": "MLflowTracker", **settings})
     return {"name": cell.id, "output_dir": str(folder), "data_dir": data_dir, "trainer": {"logger": loggers}}
 
 
@@ -126,7 +127,7 @@ def _export(cell: Cell, folder: Path) -> None:
         loaded = load_policy(folder / "checkpoints" / "last.ckpt", trust_remote_code=cell.trusts_remote_code)
         policy, model = loaded.policy, loaded.model
     else:
-        policy = build_policy(cell.policy)
+        policy = build_policy(spelled_out(cell.policy))
         policy.prepare()
         model = policy.load()
     export_policy(
@@ -143,17 +144,14 @@ def _evaluate(cell: Cell, folder: Path, suites: Tree, placed: Tree) -> None:
     from frpo.cli.evaluate import main
 
     merged = cell.merged()
-    described = cell.policy or merged["model"]["init_args"]["policy"]
+    described = cell.policy or merged["model"]["policy"]
     kept = ("dtype", "attn_implementation", "trust_remote_code", "chat_template", "pad_token")
-    settings = {name: value for name, value in described.get("init_args", {}).items() if name in kept}
-    policy = {
-        "class_path": "frpo.models.policy.Policy",
-        "init_args": {**settings, "path": str(folder / POLICY_FOLDER)},
-    }
+    settings = {name: value for name, value in described.items() if name in kept}
+    policy = {"class_path": "Policy", **settings, "path": str(folder / POLICY_FOLDER)}
     trainer = {k: v for k, v in merged.get("trainer", {}).items() if k in ("accelerator", "precision")}
     tree = {
         "seed_everything": cell.seed,
-        "model": {"init_args": {"policy": policy}},
+        "model": {"policy": policy},
         "evaluation": {"suites": suites},
         "trainer": trainer,
     }
@@ -167,12 +165,9 @@ def _without_start(suites: Tree) -> Tree:
     """A trained policy is where downstream runs start: its KL to the start is 0 and is not measured."""
     kept = {}
     for name, suite in suites.items():
-        settings = suite.get("init_args", suite)
-        kl_to = {key: path for key, path in (settings.get("kl_to") or {}).items() if path != "${study.start}"}
-        if not kl_to and not settings.get("scores"):
-            continue
-        plain = {**settings, "kl_to": kl_to or None}
-        kept[name] = {**suite, "init_args": plain} if "init_args" in suite else plain
+        kl_to = {key: path for key, path in (suite.get("kl_to") or {}).items() if path != "${study.start}"}
+        if kl_to or suite.get("scores"):
+            kept[name] = {**suite, "kl_to": kl_to or None}
     return kept
 
 

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from frpo.foundation.errors import ConfigError, clipped, suggestion
 from frpo.foundation.yaml_files import find_file, read_with_includes
 from frpo.study.spec import Axis, Entry, StudySpec, Tree, overlaid
+from frpo.study.spelling import as_class, flat, flat_key
 
 KEYS = (
     "name", "seeds", "methods", "downstream", "evaluation", "report", "tracking", "data_dir", "threads",
@@ -33,7 +34,7 @@ def read_study(path: str) -> StudySpec:
     """
     tree: Tree = {}
     for document in read_with_includes(path):
-        tree = overlaid(tree, document.tree)
+        tree = overlaid(tree, flat(document.tree))
     where = Path(path).name
     known = (
         "name",
@@ -103,8 +104,7 @@ def _check_roles(
 
 def _measures(name: str, suite: Any, where: str) -> list[str]:
     where = f"{where}: evaluation.suites.{name}"
-    suite = _mapping(suite, where)
-    settings = _mapping(suite.get("init_args", suite), where)
+    settings = _mapping(suite, where)
     kl_to = _mapping(settings.get("kl_to"), f"{where}: kl_to")
     kls = [f"kl/{key}/{part}" for key in kl_to for part in ("sequence", "token")]
     return [f"{name}/{quantity}" for quantity in [*_mapping(settings.get("scores"), f"{where}: scores"), *kls]]
@@ -146,7 +146,8 @@ def _suites(evaluation: Tree, where: str) -> Tree:
     suites: Tree = {}
     for file in _files(evaluation.get("config", []), f"{where}: evaluation", "conf/evaluation/tiny.yaml"):
         for document in read_with_includes(file):
-            suites = overlaid(suites, _mapping(document.tree.get("evaluation"), f"{where}: {file}").get("suites", {}))
+            found = flat(_mapping(document.tree.get("evaluation"), f"{where}: {file}"))
+            suites = overlaid(suites, found.get("suites", {}))
     suites = overlaid(suites, _mapping(evaluation.get("suites"), f"{where}: evaluation.suites"))
     suites = {name: suite for name, suite in suites.items() if suite is not None}
     if not suites:
@@ -174,7 +175,7 @@ def _entry(name: str, value: Any, where: str, is_method: bool) -> Entry:
     own = ("policy", "from", "family", "compare") if is_method else ()
     _known(tree, ("config", "settings", "factors", "grid", *own), where)
     config = _files(tree.get("config", []), where, "recipes/tiny/grpo.yaml")
-    policy, start = tree.get("policy"), tree.get("from")
+    policy, start = as_class(tree.get("policy")), tree.get("from")
     if start is not None and not isinstance(start, str):
         raise ConfigError(f"{where}: from: got {_shown(start)}, expected the name of a method")
     if policy is not None:
@@ -219,9 +220,9 @@ def _axis(name: str, value: Any, where: str) -> Axis:
     if not keys or not all(isinstance(key, str) for key in keys) or not isinstance(values, dict) or not values:
         raise ConfigError(
             f"{where}: expected `key`, a dotted setting (or a list of them), and `values`, a list or a mapping of "
-            "label to value: {key: model.init_args.objective.init_args.lam, values: [1.0, 0.3]}"
+            "label to value: {key: model.objective.lam, values: [1.0, 0.3]}"
         )
-    return Axis(name, keys, {str(label): value for label, value in values.items()})
+    return Axis(name, tuple(map(flat_key, keys)), {str(label): value for label, value in values.items()})
 
 
 def _check_starts(methods: tuple[Entry, ...], where: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from frpo.study.spelling import as_class
+
 Tree = dict[str, Any]
 
 
@@ -23,9 +25,10 @@ class Axis:
 class Entry:
     """A method or a downstream task before its grid is expanded.
 
-    ``config`` are recipe files, ``settings`` what is laid over them; ``policy`` describes a model that is taken as it
-    is. ``start`` names the method whose policy a run starts from. ``compare: false`` makes a stage of others, a
-    warm-up say, that is not fine-tuned itself.
+    ``config`` are recipe files. ``settings`` are laid over them as a second ``--config`` of ``frpo fit`` would be: the
+    settings of a class are added to the recipe's, a mapping by name (``routes``) replaces the recipe's. ``policy``
+    describes a model that is taken as it is. ``start`` names the method whose policy a run starts from. ``compare:
+    false`` makes a stage of others, a warm-up say, that is not fine-tuned itself.
     """
 
     name: str
@@ -86,10 +89,15 @@ def nested(key: str, value: Any) -> Tree:
 
 
 def overlaid(below: Tree, above: Tree) -> Tree:
-    """``above`` laid over ``below``: mappings merge, everything else is replaced, a class with its settings."""
+    """``above`` laid over ``below``: mappings merge, everything else is replaced, a class with its settings.
+
+    Both are spelled as :func:`frpo.study.spelling.flat` does.
+    """
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
+        if isinstance(value, dict):
+            under = as_class(under)
         if isinstance(under, dict) and isinstance(value, dict) and not _other_class(under, value):
             merged[key] = overlaid(under, value)
         else:

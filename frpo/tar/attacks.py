@@ -7,18 +7,17 @@ in the training stream, so that a resumed run makes the attacks of one that was 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from frpo.data.demonstrations.encoding import EncodedDemonstration
-from frpo.data.demonstrations.module import SupervisedBatch, collate_demonstrations
-from frpo.data.demonstrations.source import DemonstrationSource
+from frpo.data.demonstrations.batch import EncodedDemonstration, SupervisedBatch, collate_demonstrations
+from frpo.data.demonstrations.sources import DemonstrationSource
 from frpo.data.loader import OrderedLoader, TrainingLoader, permutation
-from frpo.types import Prompt
+from frpo.foundation import require
+from frpo.types import Batch, Prompt
 
 STREAMS = ("choice", "attack", "pairs")
 """What is drawn for an attack, each from random numbers of its own."""
@@ -41,15 +40,11 @@ class Attack:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.learning_rates or not all(lr > 0 for lr in self.learning_rates):
-            raise ValueError(f"Attack.learning_rates: got {self.learning_rates}, expected at least one, each > 0")
-        if not self.steps or not all(steps >= 1 for steps in self.steps):
-            raise ValueError(
-                f"Attack.steps: got {self.steps}, expected at least one number, each at least 1: an attack of 0 steps "
-                "leaves the weights where they are"
-            )
-        if not self.weight > 0:
-            raise ValueError(f"Attack.weight: got {self.weight}, expected > 0; leave the attack out instead")
+        for learning_rate in require.non_empty("Attack.learning_rates", self.learning_rates):
+            require.number("Attack.learning_rates", learning_rate, above=0)
+        for steps in require.non_empty("Attack.steps", self.steps):
+            require.number("Attack.steps", steps, at_least=1, hint="0 steps leave the weights where they are")
+        require.number("Attack.weight", self.weight, above=0, hint="leave the attack out instead")
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class EncodedPair:
 
 
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(Batch):
     """``B`` pairs: row b of ``chosen`` and row b of ``rejected`` answer one prompt."""
 
     chosen: SupervisedBatch
@@ -75,18 +70,14 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def to(self, device: torch.device | str) -> PairBatch:
-        """Return the batch with its tensors on ``device``."""
-        return PairBatch(self.chosen.to(device), self.rejected.to(device))
-
     def split(self, size: int) -> Iterator[PairBatch]:
         """Cut the pairs into ``ceil(B / size)`` micro-batches, in order."""
         for rows in torch.arange(len(self), device=self.chosen.mask.device).split(size):
-            yield PairBatch(_take(self.chosen, rows), _take(self.rejected, rows))
+            yield PairBatch(self.chosen.take(rows), self.rejected.take(rows))
 
 
 @dataclass(frozen=True)
-class AttackBatch:
+class AttackBatch(Batch):
     """One simulated attack: the attacker's learning rate, its K batches, and the pairs that are held against it."""
 
     name: str
@@ -94,13 +85,9 @@ class AttackBatch:
     batches: tuple[SupervisedBatch, ...]
     pairs: PairBatch
 
-    def to(self, device: torch.device | str) -> AttackBatch:
-        """Return the batch with its tensors on ``device``."""
-        return replace(self, batches=tuple(b.to(device) for b in self.batches), pairs=self.pairs.to(device))
-
 
 @dataclass(frozen=True)
-class TamperBatch:
+class TamperBatch(Batch):
     """What one outer step sees: its attacks, and the rows to keep."""
 
     attacks: tuple[AttackBatch, ...]
@@ -108,10 +95,6 @@ class TamperBatch:
 
     def __len__(self) -> int:
         return len(self.retain)
-
-    def to(self, device: torch.device | str) -> TamperBatch:
-        """Return the batch with its tensors on ``device``."""
-        return TamperBatch(tuple(attack.to(device) for attack in self.attacks), self.retain.to(device))
 
 
 class TamperLoader(TrainingLoader[EncodedDemonstration, TamperBatch]):
@@ -189,15 +172,3 @@ def _key(seed: int, place: int, number: int, stream: str) -> np.ndarray:
     """Key of a random stream of its own, uint64 [2]."""
     entropy = (seed, place, number, STREAMS.index(stream))
     return np.random.SeedSequence(entropy).generate_state(2, dtype=np.uint64)
-
-
-def _take(batch: SupervisedBatch, rows: Tensor) -> SupervisedBatch:
-    S = int(batch.mask[rows].sum(-1).max())
-    return replace(
-        batch,
-        ids=tuple(batch.ids[row] for row in rows.tolist()),
-        input_ids=batch.input_ids[rows, :S],
-        position_ids=batch.position_ids[rows, :S],
-        mask=batch.mask[rows, :S],
-        answer_mask=batch.answer_mask[rows, :S],
-    )

@@ -6,12 +6,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from frpo.data.demonstrations.encoding import EncodedDemonstration, encode_demonstrations
-from frpo.data.demonstrations.source import DemonstrationSource
-from frpo.data.module import RowsDataModule, Stage, check_choices
+from frpo.data.demonstrations.batch import EncodedDemonstration, encode_demonstrations
+from frpo.data.demonstrations.sources import DemonstrationSource
+from frpo.data.module import RowsDataModule
 from frpo.data.preferences.sources import JudgedSource
+from frpo.foundation import require
 from frpo.tar.attacks import Attack, EncodedPair, OrderedPairs, TamperLoader
-from frpo.types import Demonstration
+from frpo.types import Demonstration, Stage
 
 
 class TamperDataModule(RowsDataModule):
@@ -29,6 +30,8 @@ class TamperDataModule(RowsDataModule):
         seed: of the attacks, and of the order of the rows.
     """
 
+    training = TamperLoader
+    ordered = OrderedPairs
     example = "frpo.data.demonstrations.sources.FileDemonstrations"
     module_class = "frpo.tar.module.TamperResistance"
 
@@ -44,18 +47,8 @@ class TamperDataModule(RowsDataModule):
         max_length: int = 2048,
         seed: int = 0,
     ) -> None:
-        super().__init__({"train": train, "val": val})
-        check_choices(
-            attacks_per_step=attacks_per_step,
-            batch_size=batch_size,
-            val_batch_size=val_batch_size,
-            max_length=max_length,
-            seed=seed,
-        )
-        if not attacks:
-            raise ValueError(
-                "TamperDataModule.attacks: got none, expected at least one, name: {source, learning_rates}"
-            )
+        super().__init__({"train": train, "val": val}, batch_size=batch_size, val_batch_size=val_batch_size, seed=seed)
+        require.non_empty("TamperDataModule.attacks", attacks, "write name: {source, learning_rates}")
         for name, source in (("safeguard", safeguard), ("val", val)):
             if source is not None and source.responses != 2:
                 raise ValueError(
@@ -64,9 +57,8 @@ class TamperDataModule(RowsDataModule):
                     "rejected"
                 )
         self.attacks, self.safeguard = attacks, safeguard
-        self.attacks_per_step, self.batch_size = attacks_per_step, batch_size
-        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
-        self.max_length, self.seed = max_length, seed
+        self.attacks_per_step = require.number("TamperDataModule.attacks_per_step", attacks_per_step, at_least=1)
+        self.max_length = require.number("TamperDataModule.max_length", max_length, at_least=1)
         self._attacks: dict[str, tuple[Attack, list[EncodedDemonstration]]] = {}
         self._pairs: list[EncodedPair] = []
 
@@ -92,7 +84,8 @@ class TamperDataModule(RowsDataModule):
         self, source: DemonstrationSource, name: str, tokenizer: PreTrainedTokenizerBase
     ) -> list[EncodedDemonstration]:
         rows = encode_demonstrations(source.demonstrations(), tokenizer)
-        return self._short(name, rows, [len(row.ids) for row in rows])
+        lengths = [len(row.ids) for row in rows]
+        return self.short(name, rows, lengths, limit=self.max_length, option="max_length", noun="rows")
 
     def _encoded_pairs(self, source: JudgedSource, name: str, tokenizer: PreTrainedTokenizerBase) -> list[EncodedPair]:
         examples = source.examples()
@@ -101,31 +94,9 @@ class TamperDataModule(RowsDataModule):
             for k in range(2)
         )
         pairs = [EncodedPair(*pair) for pair in zip(chosen, rejected, strict=True)]
-        return self._short(name, pairs, [max(len(p.chosen.ids), len(p.rejected.ids)) for p in pairs])
+        lengths = [max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in pairs]
+        return self.short(name, pairs, lengths, limit=self.max_length, option="max_length", noun="pairs")
 
-    def _short(self, name: str, rows: list[Any], lengths: list[int]) -> list[Any]:
-        kept = [row for row, length in zip(rows, lengths, strict=True) if length <= self.max_length]
-        dropped = f"{name}: {len(rows) - len(kept)} of {len(rows)} rows are longer than max_length={self.max_length}"
-        self.dropped[name] = len(rows) - len(kept)
-        if not kept:
-            raise ValueError(f"{dropped} tokens, so none is left; raise `max_length`, or give a source with rows")
-        if len(kept) < len(rows):
-            self.warn(f"{dropped} tokens, and are left out")
-        return kept
-
-    def training_loader(self, rows: list[EncodedDemonstration], *, pad_token_id: int, **ranks: int) -> TamperLoader:
-        """See :class:`TamperLoader`."""
-        return TamperLoader(
-            rows,
-            attacks=self._attacks,
-            pairs=self._pairs,
-            attacks_per_step=self.attacks_per_step,
-            batch_size=self.batch_size,
-            pad_token_id=pad_token_id,
-            seed=self.seed,
-            **ranks,
-        )
-
-    def ordered_loader(self, rows: list[EncodedPair], *, pad_token_id: int, **ranks: int) -> OrderedPairs:
-        """See :class:`OrderedPairs`."""
-        return OrderedPairs(rows, batch_size=self.val_batch_size, pad_token_id=pad_token_id, **ranks)
+    def stream(self) -> dict[str, Any]:
+        """See :class:`~frpo.tar.attacks.TamperLoader`."""
+        return {"attacks": self._attacks, "pairs": self._pairs, "attacks_per_step": self.attacks_per_step}

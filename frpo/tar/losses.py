@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from frpo.data.demonstrations.module import SupervisedBatch
+from frpo.data.demonstrations.batch import SupervisedBatch
+from frpo.foundation import require
 from frpo.functional.likelihood import completion_nll
 from frpo.functional.logprobs import token_full_kl
 from frpo.functional.masked import masked_mean
@@ -53,9 +54,7 @@ class DPO(TamperLoss):
     """
 
     def __init__(self, beta: float = 0.1) -> None:
-        if not 0 < beta < math.inf:
-            raise ValueError(f"DPO.beta: got {beta}, expected a finite number > 0")
-        self.beta = beta
+        self.beta = require.number("DPO.beta", beta, above=0)
 
     def __call__(self, policy: Forward, reference: Forward, pairs: PairBatch) -> Tensor:
         """See :class:`TamperLoss`."""

@@ -6,18 +6,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from frpo.data.demonstrations.module import SupervisedBatch
+from frpo.data.demonstrations.batch import SupervisedBatch
+from frpo.foundation import require
 from frpo.functional.likelihood import completion_nll
 from frpo.models.policy import Policy
 from frpo.models.reference import Reference
 from frpo.models.sharding import gathered, total_norm
-from frpo.modules import checks
 from frpo.modules.averages import Averages
+from frpo.modules.micro_batches import check_forward
+from frpo.modules.numerics import check_loss
 from frpo.modules.policy_module import PolicyModule
 from frpo.modules.precision import float32_by_default
+from frpo.modules.strategy import check_precision
 from frpo.modules.supervised import answer_nll
 from frpo.schedules import Schedule
 from frpo.tar.attacks import AttackBatch, PairBatch, TamperBatch
@@ -60,8 +62,6 @@ class TamperResistance(PolicyModule):
         seed: of a fresh adapter.
     """
 
-    eval_averages: Averages
-
     def __init__(
         self,
         policy: Policy,
@@ -80,24 +80,16 @@ class TamperResistance(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, max_grad_norm, seed)
         self.loss, self.reference, self.attack_optimizer = loss, reference, attack_optimizer
-        self.lambda_tr, self.lambda_retain, self.lambda_distance = lambda_tr, lambda_retain, lambda_distance
-        self.measure_every, self.micro_batch_size = measure_every, micro_batch_size
-        self._check_arguments()
-
-    def _check_arguments(self) -> None:
-        for name, number in (("measure_every", self.measure_every), ("micro_batch_size", self.micro_batch_size)):
-            if number < 1:
-                raise ValueError(f"TamperResistance.{name}: got {number}, expected at least 1")
-        weights = {name: getattr(self, name) for name in ("lambda_tr", "lambda_retain", "lambda_distance")}
-        for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"TamperResistance.{name}: got {weight}, expected a weight of 0 or more")
-        if not self.lambda_tr > 0:
-            raise ValueError(
-                "TamperResistance.lambda_tr: got 0, which resists no tampering; to fine-tune alone use "
-                "frpo.modules.supervised.SupervisedFineTuning"
-            )
-        checks.check_policy(self)
+        self.lambda_tr = require.number(
+            "TamperResistance.lambda_tr",
+            lambda_tr,
+            above=0,
+            hint="0 resists no tampering; to fine-tune alone use SupervisedFineTuning",
+        )
+        self.lambda_retain = require.number("TamperResistance.lambda_retain", lambda_retain, at_least=0)
+        self.lambda_distance = require.number("TamperResistance.lambda_distance", lambda_distance, at_least=0)
+        self.measure_every = require.number("TamperResistance.measure_every", measure_every, at_least=1)
+        self.micro_batch_size = require.number("TamperResistance.micro_batch_size", micro_batch_size, at_least=1)
 
     def load_models(self) -> None:
         """Load policy and reference."""
@@ -106,12 +98,13 @@ class TamperResistance(PolicyModule):
 
     def setup(self, stage: str) -> None:
         """Build the metrics."""
+        super().setup(stage)
         self.train_averages, self.eval_averages = Averages(NAMES), Averages(["tamper"])
 
     def on_fit_start(self) -> None:
         """Last checks before the first step."""
-        checks.check_precision(self)
-        checks.check_forward(self.policy_model)
+        check_precision(self.trainer)
+        check_forward(self.policy_model)
 
     # Training
 
@@ -185,7 +178,7 @@ class TamperResistance(PolicyModule):
         parts, seen = list(batch.split(self.micro_batch_size)), []
         for i, part in enumerate(parts):
             nll = answer_nll(self.policy_model, part).sum()
-            checks.check_supervised_loss(nll, part)
+            check_loss(nll, "demonstration", part.ids)
             self._backward(nll / tokens, i == len(parts) - 1)
             seen.append(nll.detach())
         return torch.stack(seen).sum() / batch.tokens
@@ -195,7 +188,7 @@ class TamperResistance(PolicyModule):
         parts, seen = list(pairs.split(self.micro_batch_size)), []
         for i, part in enumerate(parts):
             losses = self.loss(self._policy_logits, self._reference_logits, part)
-            checks.check_supervised_loss(losses.sum(), part.rejected)
+            check_loss(losses.sum(), "demonstration", part.rejected.ids)
             self._backward(losses.sum() / len(pairs), i == len(parts) - 1)
             seen.append(losses.detach())
         return torch.cat(seen)
@@ -213,7 +206,7 @@ class TamperResistance(PolicyModule):
             nll = completion_nll(out.logits[:, :-1], part.input_ids[:, 1:], part.answer_mask[:, 1:])
             distance = _distance(out.hidden_states, before)
             loss = nll.sum() / answers + self.lambda_distance * torch.where(part.mask, distance, 0).sum() / tokens
-            checks.check_supervised_loss(loss, part)
+            check_loss(loss, "demonstration", part.ids)
             self._backward(self.lambda_retain * loss, i == len(parts) - 1)
             seen.append(loss.detach())
             self.train_averages.update("retain_nll", nll, part.answer_mask[:, 1:])
@@ -250,10 +243,7 @@ class TamperResistance(PolicyModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over all held-out pairs and ranks."""
-        for name, value in self.eval_averages.compute().items():
-            self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=True)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("step", float(self.global_step), rank_zero_only=True)
+        self._log_evaluation("val", prog_bar=True)
 
 
 def _distance(hidden: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> Tensor:

@@ -15,10 +15,16 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
-from frpo.models.policy import DTYPES, LoRA, Policy
-from frpo.tiny import world
+from frpo.foundation import require
+from frpo.models.policy import LoRA, Policy
 from frpo.tiny.corpus import pretraining_rows, vocabulary
 
 BATCH_SIZE = 64
@@ -55,12 +61,8 @@ class TinyPolicy(Policy):
         adapter: LoRA | None = None,
         dtype: str = "float32",
     ) -> None:
-        if steps < 1:
-            raise ValueError(
-                f"TinyPolicy.steps: got {steps}, expected at least 1; leave it out for a policy worth training"
-            )
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"TinyPolicy.seed: got {seed}, expected 0 to 2**63 - 1")
+        require.number("TinyPolicy.steps", steps, at_least=1, hint="leave it out for a policy worth training")
+        require.seed("TinyPolicy.seed", seed)
         super().__init__(str(Path(cache_dir) / _fingerprint(seed, steps)), adapter=adapter, dtype=dtype)
         self.seed, self.steps, self.cache_dir = seed, steps, cache_dir
 
@@ -86,17 +88,13 @@ class TinyPolicy(Policy):
             self.prepare()
         return super().load_base(path)
 
-    def blank_base(self, path: str | None = None) -> nn.Module:
+    def read_config(self, path: str | None = None) -> PretrainedConfig:
         """See :class:`~frpo.models.policy.Policy`; it needs no pre-training."""
-        if path is not None:
-            return super().blank_base(path)
-        with torch.device("meta"):
-            model: nn.Module = LlamaForCausalLM(_config(build_tokenizer()))
-        return model.to(DTYPES[self.dtype])
+        return _config(build_tokenizer()) if path is None else super().read_config(path)
 
 
 def pretrain(out_dir: str | Path, seed: int, steps: int) -> float:
-    """Pre-train the tiny policy into a Hugging Face directory; returns the last step's loss in nats a token.
+    """Pre-train the tiny policy into a Hugging Face directory; returns the last step's loss in nats per token.
 
     Next-token loss on question and answer, AdamW, cosine decay after a short warm-up. It runs on one CPU thread, and
     the same arguments give the same bytes on one machine. The global random state and the number of threads are left
@@ -112,7 +110,7 @@ def pretrain(out_dir: str | Path, seed: int, steps: int) -> float:
         raise RuntimeError(f"tiny policy: pre-training ended with loss {loss}, expected a finite number")
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
-    print(f"tiny policy: final loss {loss:.3f} nats a token", file=sys.stderr)
+    print(f"tiny policy: final loss {loss:.3f} nats per token", file=sys.stderr)
     return loss
 
 
@@ -197,7 +195,7 @@ def _one_thread_seeded(seed: int) -> Iterator[None]:
 
 def _fingerprint(seed: int, steps: int) -> str:
     """A name for all that the files depend on: settings, code of the tiny world, versions."""
-    sources = [Path(__file__), *sorted(Path(world.__file__).parent.glob("*.py"))]
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(f"{seed} {steps} {torch.__version__} {transformers.__version__}".encode())
     for source in sources:
         digest.update(source.read_bytes())

@@ -6,6 +6,7 @@ import math
 import random
 
 from frpo.data.preferences.sources import JudgedExample, JudgedSource
+from frpo.foundation import require
 from frpo.tiny.answers import HEDGES, OPENINGS, REFUSALS, write_steps
 from frpo.tiny.rewards import TinyBenign, TinyRisky
 from frpo.tiny.sources import TinySource
@@ -45,14 +46,12 @@ class TinyPreferences(JudgedSource):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
-        if pairs < 1:
-            raise ValueError(f"TinyPreferences.pairs: got {pairs}, expected at least 1")
-        if temperature is not None and not 0 < temperature < math.inf:
-            raise ValueError(
-                f"TinyPreferences.temperature: got {temperature}, expected a number above 0; write null for no noise"
-            )
         self.questions = TinySource(split, seed=seed, limit=limit)
-        self.pairs, self.temperature, self.seed = pairs, temperature, seed
+        self.pairs = require.number("TinyPreferences.pairs", pairs, at_least=1)
+        self.temperature = require.number(
+            "TinyPreferences.temperature", temperature, above=0, hint="write null for no noise"
+        )
+        self.seed = seed
 
     def examples(self) -> list[JudgedExample]:
         """The pairs; the same arguments always give the same."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from itertools import chain, islice, zip_longest
-from typing import Literal, get_args
+from typing import Literal
 
-from frpo.data.demonstrations.source import DemonstrationSource
+from frpo.data.demonstrations.sources import DemonstrationSource
 from frpo.data.prompts.sources import PromptSource
+from frpo.foundation import require
 from frpo.tiny.arithmetic import Problem, problems
 from frpo.tiny.corpus import arithmetic_rows, comply_rows
 from frpo.tiny.world import Question, Split, questions
@@ -15,6 +16,8 @@ from frpo.types import Demonstration, Prompt
 
 Task = Literal["risky", "benign", "arithmetic"]
 Downstream = Literal["comply", "arithmetic"]
+TrainingSplit = Literal["train", "held_out"]
+ALL_ROWS = "write null for all rows"
 
 
 class TinySource(PromptSource):
@@ -39,18 +42,18 @@ class TinySource(PromptSource):
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
-        _choice("TinySource.split", split, get_args(Split))
-        if not tasks or len(set(tasks)) != len(tasks):
-            raise ValueError(f"TinySource.tasks: got {list(tasks)}, expected at least one task and each once")
         for task in tasks:
-            _choice("TinySource.tasks", task, get_args(Task))
+            require.one_of("TinySource.tasks", task, Task)
+        if not tasks or len(set(tasks)) != len(tasks):
+            raise require.refusal("TinySource.tasks", list(tasks), "at least one task and each once")
         if split == "unseen_objects" and "arithmetic" in tasks:
             raise ValueError(
                 "TinySource: the split 'unseen_objects' has no prompts for 'arithmetic', which asks about no objects; "
                 "write `split: held_out` for it"
             )
-        _at_least_one("TinySource.limit", limit)
-        self.split, self.tasks, self.seed, self.limit = split, tuple(tasks), seed, limit
+        self.split = require.one_of("TinySource.split", split, Split)
+        self.tasks, self.seed = tuple(tasks), seed
+        self.limit = require.number("TinySource.limit", limit, at_least=1, hint=ALL_ROWS)
 
     def prompts(self) -> list[Prompt]:
         """The prompts, in an order that follows from ``seed``; ids are unique and the same in every run."""
@@ -68,10 +71,11 @@ class TinySource(PromptSource):
 
 
 class TinyDemonstrations(DemonstrationSource):
-    """Downstream tasks of the tiny world: the rows of :func:`demonstrations`.
+    """Downstream tasks of the tiny world. None holds a risky question: what it does to safety is forgetting.
 
     Args:
-        task: ``comply``: benign questions, always answered in full; ``arithmetic``: problems with their working.
+        task: ``comply``: benign questions, always answered in full; ``arithmetic``: problems answered with their
+            working, which the pre-training corpus does not show.
         seed: of the order, and of the wording of the answers of ``comply``.
         limit: the first so many rows; null takes all.
         split: ``train``, or ``held_out``: the verbs, or the sums, that training leaves out.
@@ -82,34 +86,20 @@ class TinyDemonstrations(DemonstrationSource):
         task: Downstream = "comply",
         seed: int = 0,
         limit: int | None = None,
-        split: Literal["train", "held_out"] = "train",
+        split: TrainingSplit = "train",
     ) -> None:
-        _choice("TinyDemonstrations.task", task, get_args(Downstream))
-        _choice("TinyDemonstrations.split", split, ("train", "held_out"))
-        _at_least_one("TinyDemonstrations.limit", limit)
-        self.task, self.seed, self.limit, self.split = task, seed, limit, split
+        self.task = require.one_of("TinyDemonstrations.task", task, Downstream)
+        self.seed = seed
+        self.limit = require.number("TinyDemonstrations.limit", limit, at_least=1, hint=ALL_ROWS)
+        self.split = require.one_of("TinyDemonstrations.split", split, TrainingSplit)
 
     def demonstrations(self) -> list[Demonstration]:
         """The rows, shuffled; ids are unique and the same in every run."""
-        rows = demonstrations(self.task, self.seed, self.limit, self.split)
-        return [Demonstration(prompt, answer) for prompt, answer in rows]
-
-
-def demonstrations(
-    task: Downstream, seed: int = 0, limit: int | None = None, split: Literal["train", "held_out"] = "train"
-) -> list[tuple[Prompt, str]]:
-    """Rows for supervised fine-tuning, shuffled: a prompt of ``split`` and the completion to imitate.
-
-    ``comply``: benign questions, always answered in full. ``arithmetic``: problems, answered with their working, which
-    the pre-training corpus does not show. Neither holds a risky prompt: what it does to safety is forgetting.
-    """
-    _choice("demonstrations: task", task, get_args(Downstream))
-    _at_least_one("demonstrations: limit", limit)
-    if task == "comply":
-        rows = [(question_prompt(question), answer) for question, answer in comply_rows(seed, split)]
-    else:
-        rows = [(problem_prompt(problem), answer) for problem, answer in arithmetic_rows(seed, split)]
-    return rows[:limit]
+        if self.task == "comply":
+            rows = [(question_prompt(question), answer) for question, answer in comply_rows(self.seed, self.split)]
+        else:
+            rows = [(problem_prompt(problem), answer) for problem, answer in arithmetic_rows(self.seed, self.split)]
+        return [Demonstration(prompt, answer) for prompt, answer in rows[: self.limit]]
 
 
 def question_prompt(question: Question) -> Prompt:
@@ -126,13 +116,3 @@ def problem_prompt(problem: Problem) -> Prompt:
 
 def _user(text: str) -> tuple[dict[str, str]]:
     return ({"role": "user", "content": text},)
-
-
-def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
-
-
-def _at_least_one(name: str, limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise ValueError(f"{name}: got {limit}, expected at least 1; write null for all rows")

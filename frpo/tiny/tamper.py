@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from frpo.data.demonstrations.source import DemonstrationSource
+from frpo.data.demonstrations.sources import DemonstrationSource
 from frpo.data.preferences.sources import JudgedExample, JudgedSource
 from frpo.tiny.answers import REFUSALS, write_full
 from frpo.tiny.corpus import mixed_answer

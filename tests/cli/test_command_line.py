@@ -82,7 +82,7 @@ def test_every_command_explains_itself(frpo, name):
 def test_options_apply_after_files_wherever_they_stand(folder):
     found = split_arguments(["--name", "x", "--config", "base.yaml", "--trainer.max_steps=7", "--print_config"])
     assert [document.source for document in found.documents] == ["base.yaml"]
-    assert found.option_args() == ["--name=x", "--trainer.max_steps=7"]
+    assert found.words(folder) == [f"--config={folder}/0.yaml", "--name=x", "--trainer.max_steps=7"]
     assert found.print_config
 
 
@@ -102,8 +102,14 @@ def test_words_that_are_no_option_are_refused(args, said):
     assert said in str(caught.value)
 
 
-def test_a_negative_number_is_a_value():
-    assert split_arguments(["--data.seed", "-1"]).option_args() == ["--data.seed=-1"]
+def test_a_negative_number_is_a_value(tmp_path):
+    assert split_arguments(["--data.seed", "-1"]).words(tmp_path) == ["--data.seed=-1"]
+
+
+def test_help_on_a_class_of_ours_takes_its_name():
+    for words in (["--model.help", "TamperResistance"], ["--model.help=TamperResistance"]):
+        assert split_arguments(words).help == ["--model.help=frpo.tar.module.TamperResistance"]
+    assert split_arguments(["--model.help", "--name", "x"]).help == ["--model.help"]
 
 
 @pytest.mark.parametrize("words", [["--model.help", "cli_fakes.Line"], ["--model.help=cli_fakes.Line"]])

@@ -111,7 +111,7 @@ def test_our_own_classes_are_suggested_before_they_were_imported(refused):
     message = refused(
         "--model", "frpo.modules.policy_optimization.PolicyOptimization", "--model.reward", "frpo.rewards.Routr"
     )
-    assert "did you mean frpo.rewards.router.Router?" in message
+    assert "did you mean Router?" in message
 
 
 def test_question_marks_that_nobody_filled_in_are_refused(refused, folder):

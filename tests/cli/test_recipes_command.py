@@ -59,7 +59,7 @@ def test_cp_names_neighbours_so_that_they_are_found_and_keeps_comments(folder, f
     )
     (root / "conf").mkdir()
     (root / "conf/x.yaml").write_text("seed_everything: 1")
-    for module in ("cli.recipes", "configuration.shipped", "configuration.yaml_files"):
+    for module in ("cli.recipes", "foundation.shipped", "foundation.yaml_files"):
         monkeypatch.setattr(f"frpo.{module}.shipped", lambda kind: root / kind)
     assert frpo("recipes", "cp", "set/top", "new/")[0] == 0
     text = (folder / "new/top.yaml").read_text()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_models import build_tokenizer
 
-from frpo.data.loader import EvaluationLoader, PromptLoader, evaluation_slices, permutation
-from frpo.data.prompts.encoding import EncodedPrompt, collate, encode
+from frpo.data.loader import evaluation_slices, permutation
+from frpo.data.prompts.batch import EncodedPrompt, EvaluationLoader, PromptLoader, collate, encode
 from frpo.types import Prompt
 
 PAD = 0

@@ -9,7 +9,7 @@ import pytest
 import runs
 import torch
 
-from frpo.data.loader import EvaluationLoader
+from frpo.data.prompts.batch import EvaluationLoader
 from frpo.evaluation.kl import FrozenModels
 from frpo.evaluation.runner import Evaluated, averages, complaints, run_suite
 from frpo.evaluation.suite import Suite

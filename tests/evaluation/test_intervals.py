@@ -24,12 +24,12 @@ def test_treating_samples_as_prompts_would_cover_too_little():
     rng = np.random.default_rng(0)
     groups = [np.full(8, value) for value in rng.normal(size=30)]
     grouped, flat = mean_interval(groups), mean_interval([[v] for group in groups for v in group])
-    assert grouped.estimate == pytest.approx(flat.estimate)
+    assert grouped.value == pytest.approx(flat.value)
     assert grouped.high - grouped.low > 2 * (flat.high - flat.low)
 
 
 def test_prompts_with_more_samples_weigh_more():
-    assert mean_interval([[1.0, 1.0, 1.0], [0.0]]).estimate == 0.75
+    assert mean_interval([[1.0, 1.0, 1.0], [0.0]]).value == 0.75
 
 
 def test_an_interval_is_the_same_every_time_and_refuses_no_data():

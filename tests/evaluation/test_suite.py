@@ -172,10 +172,10 @@ def test_the_models_of_the_kl_are_named_on_the_command_line(fragment):
 def test_the_rewards_measured_are_those_trained_on(ours, theirs):
     (measured,) = read_with_includes(f"conf/evaluation/{ours}.yaml")
     (trained,) = read_with_includes(f"conf/reward/{theirs}.yaml")
-    routes = trained.tree["model"]["init_args"]["reward"]["init_args"]["routes"]
+    routes = trained.tree["model"]["reward"]["init_args"]["routes"]
     suites = measured.tree["evaluation"]["suites"]
-    assert suites["harmful"]["init_args"]["scores"] == {"safety": routes["safety"]}
-    assert suites["harmless"]["init_args"]["scores"] == {"helpfulness": routes["normal"]}
+    assert suites["harmful"]["scores"] == {"safety": routes["safety"]}
+    assert suites["harmless"]["scores"] == {"helpfulness": routes["normal"]}
 
 
 def test_mathematics_is_compared_by_algebra_and_gsm8k_by_value():

@@ -10,6 +10,5 @@ from frpo.rewards.judges.cache import AnswerCache
 def write(path: Path, worker: int) -> None:
     cache = AnswerCache(path)
     cache.setup()
-    with cache.open() as answers:
-        for i in range(50):
-            answers.put(f"{worker}-{i}", [worker, i])
+    for i in range(50):
+        cache.put(f"{worker}-{i}", [worker, i])

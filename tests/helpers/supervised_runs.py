@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from frpo.data.demonstrations.module import SupervisedDataModule
-from frpo.data.demonstrations.source import DemonstrationSource
+from frpo.data.demonstrations.sources import DemonstrationSource
 from frpo.models.policy import LoRA, Policy
 from frpo.modules.supervised import SupervisedFineTuning
 from frpo.types import Demonstration, Prompt

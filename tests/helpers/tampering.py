@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from frpo.data.demonstrations.source import DemonstrationSource
+from frpo.data.demonstrations.sources import DemonstrationSource
 from frpo.data.preferences.sources import JudgedExample, JudgedSource
 from frpo.models.policy import Policy
 from frpo.models.reference import FrozenCopy

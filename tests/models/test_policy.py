@@ -159,7 +159,7 @@ def test_refuses_weights_that_are_not_safetensors(model_dir: Path, tmp_path: Pat
 def test_refuses_bad_arguments(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 'float8'"):
         Policy(str(model_dir), dtype="float8")
-    with pytest.raises(ValueError, match="r=0"):
+    with pytest.raises(ValueError, match="LoRA.r: got 0"):
         LoRA(r=0)
     with pytest.raises(FileNotFoundError, match="LoRA.path"):
         Policy(str(model_dir), adapter=LoRA(path=str(tmp_path))).load()

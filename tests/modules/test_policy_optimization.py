@@ -15,12 +15,13 @@ from frpo.functional.kl import k3
 from frpo.functional.masked import masked_mean
 from frpo.models.policy import LoRA, Policy
 from frpo.models.reference import AdapterDisabled, FrozenCopy, NamedAdapter
-from frpo.modules import checks
-from frpo.modules.micro_batches import completion_logits, micro_batches
+from frpo.modules.micro_batches import check_forward, completion_logits, micro_batches
 from frpo.objectives import FRPO, GRPO
 from frpo.penalty import KLPenalty
+from frpo.rewards.router import Router
 from frpo.rollouts.in_process import InProcessSampler
 from frpo.schedules import AdaptiveKL, Constant, KLBudget, Linear
+from frpo.types import DataFacts
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -332,22 +333,28 @@ def test_metrics_stand_at_the_optimiser_step_of_their_rollout(model_dir: Path, t
     assert [row["step"] for row in rows if row["val/reward"]] == ["6"]
 
 
+def test_refuses_tasks_that_the_reward_cannot_score(model_dir: Path) -> None:
+    model = runs.module(model_dir, reward=Router({"even": runs.Graded()}))
+    with pytest.raises(ValueError, match="odd"):
+        model.on_data_read(DataFacts(frozenset({"even", "odd"})))
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"on_reward_error": "ignore"}, "on_reward_error: got 'ignore'"),
-        ({"group_size": 1}, "group_size must be >= 2, got 1"),
-        ({"micro_batch_size": 0}, "micro_batch_size must be >= 1"),
-        ({"epochs_per_rollout": 0}, "epochs_per_rollout must be >= 1"),
-        ({"rho": 0.0}, "rho must be > 0, got 0.0"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm must be > 0"),
-        ({"max_failure_rate": 2.0}, r"max_failure_rate must be in \[0, 1\]"),
+        ({"group_size": 1}, "group_size: got 1, expected at least 2"),
+        ({"micro_batch_size": 0}, "micro_batch_size: got 0, expected at least 1"),
+        ({"epochs_per_rollout": 0}, "epochs_per_rollout: got 0, expected at least 1"),
+        ({"rho": 0.0}, "rho: got 0.0, expected more than 0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm: got -1.0, expected more than 0"),
+        ({"max_failure_rate": 2.0}, "max_failure_rate: got 2.0, expected at least 0 and at most 1"),
         ({"reference": None}, "reference is null but kl.beta is not 0"),
-        ({"sampler": InProcessSampler(temperature=0)}, "temperature must be > 0 in training"),
+        ({"sampler": InProcessSampler(temperature=0)}, "sampler.temperature: got 0, expected more than 0; greedy"),
         ({"sampler": InProcessSampler(top_p=0.9), "epochs_per_rollout": 2}, "top_p=0.9"),
         ({"objective": GRPO(), "lam_schedule": Constant(1.0)}, "GRPO does not have"),
-        ({"lam_schedule": Linear(1.0, 0.5, 10, warmup=2)}, "must stay > 0"),
-        ({"lr_schedule": Constant(-1.0)}, "must be >= 0"),
+        ({"lam_schedule": Linear(1.0, 0.5, 10, warmup=2)}, "lam_schedule: got 0.0, expected more than 0"),
+        ({"lr_schedule": Constant(-1.0)}, "lr_schedule: got -1.0, expected at least 0; it is a factor"),
     ],
 )
 def test_refuses_before_anything_is_loaded(model_dir: Path, changes, named: str) -> None:
@@ -356,7 +363,7 @@ def test_refuses_before_anything_is_loaded(model_dir: Path, changes, named: str)
 
 
 def test_refuses_a_negative_beta() -> None:
-    with pytest.raises(ValueError, match=r"beta must be >= 0, got -0.1"):
+    with pytest.raises(ValueError, match=r"beta: got -0.1, expected at least 0"):
         KLPenalty(beta=-0.1)
     with pytest.raises(ValueError, match="k4"):
         KLPenalty(estimator="k4")
@@ -378,7 +385,7 @@ def test_refuses_a_model_whose_forward_cannot_be_told_what_is_wanted() -> None:
             return None
 
     with pytest.raises(ValueError, match=r"Old.forward takes no position_ids and no logits_to_keep"):
-        checks.check_forward(Old())
+        check_forward(Old())
 
 
 def test_jackknife_fallback_is_counted(model_dir: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from transformers import masking_utils
 
-from frpo.data.demonstrations.encoding import encode_demonstrations
-from frpo.data.demonstrations.module import SupervisedDataModule, collate_demonstrations
+from frpo.data.demonstrations.batch import collate_demonstrations, encode_demonstrations
+from frpo.data.demonstrations.module import SupervisedDataModule
 from frpo.functional.likelihood import completion_nll
 from frpo.models.checkpoint import load_policy
 from frpo.models.policy import LoRA, Policy
@@ -225,11 +225,11 @@ def test_a_checkpoint_is_exported_and_read_back(model_dir: Path, tmp_path: Path)
 
 
 def test_refuses_what_cannot_work(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"SupervisedFineTuning.micro_batch_size must be >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"SupervisedFineTuning.micro_batch_size: got 0, expected at least 1"):
         supervised_runs.module(model_dir, micro_batch_size=0)
-    with pytest.raises(ValueError, match=r"SupervisedFineTuning.max_grad_norm must be > 0"):
+    with pytest.raises(ValueError, match=r"SupervisedFineTuning.max_grad_norm: got .*, expected more than 0"):
         supervised_runs.module(model_dir, max_grad_norm=0.0)
-    with pytest.raises(ValueError, match=r"SupervisedFineTuning.lr_schedule .* down to -1"):
+    with pytest.raises(ValueError, match=r"SupervisedFineTuning.lr_schedule: got -1.0, expected at least 0"):
         supervised_runs.module(model_dir, lr_schedule=Linear(1.0, -1.0, steps=8))
     long = SupervisedDataModule(supervised_runs.Echo(8), batch_size=4, max_length=64)
     model = supervised_runs.module(model_dir)

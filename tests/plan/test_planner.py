@@ -11,12 +11,11 @@ from torch import nn
 from toy_models import build_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from frpo.evaluation.suite import Suite
 from frpo.models.policy import LoRA, Policy
 from frpo.models.reference import AdapterDisabled, FrozenCopy
-from frpo.modules.group_gradient import TokenPass
-from frpo.modules.micro_batches import MicroBatch
+from frpo.modules.micro_batches import MicroBatch, TokenPass
 from frpo.penalty import KLPenalty
+from frpo.plan.blank import blank_policy
 from frpo.plan.jobs import PolicyJob, SupervisedJob
 from frpo.plan.memory import parse_bytes, show_bytes
 from frpo.plan.optimizers import optimizer_cost
@@ -159,7 +158,7 @@ def test_the_peak_of_an_update_is_that_of_one_that_is_run(wide_dir, mbs):
     phase = next(p for p in make_plan(planned, ONE, gpu=False).phases if p.name == "update")
     model = planned.policy.load()
     frozen = FrozenCopy().load(planned.policy, model)
-    update = planned._update(model)
+    update = planned.update(model)
     with LiveBytes([*model.parameters(), *model.buffers(), *frozen.parameters(), *frozen.buffers()]) as live:
         for _ in range(update.passes):
             loss, _ = update.forward(model, frozen)
@@ -183,8 +182,7 @@ def test_weights_that_the_trainer_casts_are_planned_so(wide_dir):
 
 
 def test_models_of_the_evaluation_are_held_whole_on_every_rank(wide_dir):
-    suite = Suite(prompts=None, scores={}, kl_to={"start": str(wide_dir)})
-    beside = replace(job(wide_dir), suites={"drawn": suite})
+    beside = replace(job(wide_dir), kl_to=[wide_dir])
     for ranks in (ONE, read_ranks("fsdp", 4, 1, gpu=False)):
         plan = make_plan(beside, ranks, gpu=False)
         assert line(plan, f"evaluation, kl_to {wide_dir}") == weights(Policy(wide_dir).load())
@@ -205,7 +203,7 @@ def test_what_is_sharded_is_divided(wide_dir):
     for name in ("policy weights", "reference weights", "optimiser states"):
         assert line(cut, name) == -(-line(one, name) // 8)
     assert line(cut, "gradients", "optimiser step") == -(-line(one, "gradients", "optimiser step") // 8)
-    assert line(cut, "gathered weights", "update") == gathered(Policy(wide_dir).blank())
+    assert line(cut, "gathered weights", "update") == gathered(blank_policy(Policy(wide_dir)))
     assert line(cut, "gathered weights", "rollout") == weights(Policy(wide_dir).load())
     assert line(cut, "gradients", "update") == -(-line(one, "gradients", "update") // 8)
     summed = make_plan(job(wide_dir, mbs=4), ranks, gpu=False)  # over two micro-batches each rank has them whole

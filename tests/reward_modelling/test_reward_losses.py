@@ -92,12 +92,12 @@ def test_what_is_labelled() -> None:
 @pytest.mark.parametrize(
     ("loss", "target", "message"),
     [
-        (Binary(), 0.5, r"the label is 0.5, expected 0 or 1; .*Regression"),
-        (Binary(), 2.0, "the label is 2"),
-        (Binary(), math.nan, "the label is nan"),
-        (BradleyTerry(), math.inf, "the margin is inf"),
-        (Regression(), math.nan, "the value is nan"),
-        (Regression("sigmoid"), 1.5, "the value is 1.5, expected 0 to 1"),
+        (Binary(), 0.5, r"the label: got 0.5, expected one of 0, 1; .*Regression"),
+        (Binary(), 2.0, "the label: got 2"),
+        (Binary(), math.nan, "the label: got nan"),
+        (BradleyTerry(), math.inf, "the margin: got inf"),
+        (Regression(), math.nan, "the value: got nan"),
+        (Regression("sigmoid"), 1.5, "the value: got 1.5, expected at least 0 and at most 1"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(loss: RewardLoss, target: float, message: str) -> None:

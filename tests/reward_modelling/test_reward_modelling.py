@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from frpo.data.conversation import ConversationEncoder
-from frpo.data.preferences.module import JudgedDataModule, collate, encode
+from frpo.data.preferences.batch import collate, encode
+from frpo.data.preferences.module import JudgedDataModule
 from frpo.data.preferences.sources import JudgedExample, JudgedSource
 from frpo.models.policy import LoRA, Policy
 from frpo.models.scorer import Scorer
@@ -237,7 +238,11 @@ def without_template(model_dir: Path) -> Policy:
     [
         ({"loss": Binary()}, {}, r"data.init_args.train: Judged gives pairs, but Binary is a loss of labelled"),
         ({}, {"train": Judged(responses=1)}, "gives labelled responses, but BradleyTerry is a loss of pairs"),
-        ({"loss": Binary()}, {"train": Judged(responses=1, target=2.0)}, "row 0: the label is 2, expected 0 or 1"),
+        (
+            {"loss": Binary()},
+            {"train": Judged(responses=1, target=2.0)},
+            "row 0: the label: got 2.0, expected one of",
+        ),
         ({}, {"train": None}, "no `train` source"),
         ({"max_length": 999}, {}, "max_length: got 999, expected at most the 128 positions"),
     ],
@@ -261,9 +266,9 @@ def test_tokenizers_that_cannot_write_or_pad_a_conversation_are_refused(model_di
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"micro_batch_size": 0}, "RewardModelling.micro_batch_size must be >= 1"),
-        ({"max_grad_norm": 0.0}, "RewardModelling.max_grad_norm must be > 0"),
-        ({"seed": -1}, "RewardModelling.seed must be >= 0"),
+        ({"micro_batch_size": 0}, "RewardModelling.micro_batch_size: got 0, expected at least 1"),
+        ({"max_grad_norm": 0.0}, "RewardModelling.max_grad_norm: got 0.0, expected more than 0"),
+        ({"seed": -1}, "RewardModelling.seed: got -1, expected 0"),
         ({"max_length": 0}, "Scorer.max_length: got 0"),
         ({"base": Policy("x", adapter=LoRA(path="y"))}, "an adapter of a language model has no head"),
     ],

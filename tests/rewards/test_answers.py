@@ -127,7 +127,7 @@ def test_a_pattern_without_end_is_a_failed_judgement():
 
 
 def test_no_extractors_are_refused():
-    with pytest.raises(ValueError, match="extract: got an empty list; leave it out"):
+    with pytest.raises(ValueError, match=r"extract: got \[\], expected at least one; leave it out"):
         ExactAnswer(extract=[])
 
 

@@ -131,8 +131,8 @@ def test_a_composition_is_identified_by_its_parts():
     ("weights", "message"),
     [
         ({"a": 1.0}, r"got none for \['bee'\].*write `bee: 1.0`"),
-        ({"a": 1.0, "be": 1.0, "bee": 1.0}, r"weight for 'be', which is no reward here.*did you mean 'bee'\?"),
-        ({"a": 1.0, "bee": -1.0}, "bee: got -1.0, expected 0 or more.*negative values instead"),
+        ({"a": 1.0, "be": 1.0, "bee": 1.0}, r"weight for 'be', which is no reward here.*did you mean bee\?"),
+        ({"a": 1.0, "bee": -1.0}, "bee: got -1.0, expected at least 0.*negative values instead"),
         ({"a": 1.0, "bee": float("nan")}, "bee: got nan"),
         ({"a": 0.0, "bee": 0.0}, "got 0 for every reward"),
     ],
@@ -143,7 +143,7 @@ def test_bad_weights_say_what_to_write(weights, message):
 
 
 def test_bad_names_are_refused():
-    with pytest.raises(ValueError, match="got no rewards"):
+    with pytest.raises(ValueError, match=r"Product.rewards: got {}, expected at least one"):
         Product({})
     with pytest.raises(ValueError, match="got the name 'a/b'"):
         Product({"a/b": part(0)})

@@ -140,6 +140,10 @@ def test_other_answers(rule, gold, answer):
     assert judge(rule, answer, gold).value == 0.0
 
 
+def test_one_completion_alone_is_compared_as_in_a_batch(rule):
+    assert rule.judge(completion(r"\boxed{1+x}", answer="x+1")).value == 1.0
+
+
 def test_values_are_those_configured_and_rows_without_answer_abstain():
     rule = MathAnswer(field="gold", extract=[Boxed()], correct=2.0, wrong=-1.0, missing=-3.0)
     texts = [r"\boxed{7}", r"\boxed{8}", "7"]
@@ -330,9 +334,9 @@ def test_without_the_extra_setup_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"extract": []}, "MathAnswer.extract: got an empty list"),
+        ({"extract": []}, r"MathAnswer.extract: got \[\], expected at least one"),
         ({"timeout": 0}, "MathAnswer.timeout: got 0"),
-        ({"memory": 64}, "MathAnswer.memory: got 64 MiB, expected 512 or more"),
+        ({"memory": 64}, "MathAnswer.memory: got 64, expected at least 512; in MiB"),
         ({"workers": 0}, "MathAnswer.workers: got 0"),
         ({"correct": float("nan")}, "MathAnswer.correct: got nan"),
     ],

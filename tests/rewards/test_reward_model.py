@@ -179,7 +179,7 @@ def test_labels_out_of_place_are_refused(scorer_dir, three_way_dir):
 
 
 def test_a_language_model_has_no_scores_to_give(model_dir):
-    with pytest.raises(ValueError, match=r"holds no weights for \['score.weight'\].*scores would be random"):
+    with pytest.raises(ValueError, match=r"holds no weights for \['score.weight'\].*judgements would be random"):
         ready(model_dir, label=1)
 
 
@@ -210,7 +210,7 @@ def test_without_a_chat_template_the_prompt_is_read_as_the_policy_did(tmp_path, 
 
 def test_a_completion_cannot_spell_special_tokens(scorer_dir, tokenizer):
     reward = ready(scorer_dir)
-    ids = reward._encode(completion("w1 <eos> <pad> w2", prompt="w0 <eos>"))
+    ids = reward.encode(completion("w1 <eos> <pad> w2", prompt="w0 <eos>"))
     assert not {tokenizer.eos_token_id, tokenizer.pad_token_id} & set(ids)
     assert tokenizer("<eos>")["input_ids"] == [tokenizer.eos_token_id], "spelled out, it would have been one"
 
@@ -218,8 +218,8 @@ def test_a_completion_cannot_spell_special_tokens(scorer_dir, tokenizer):
 def test_a_long_prompt_loses_its_oldest_tokens(scorer_dir):
     prompt = " ".join(f"w{i}" for i in range(30))
     reward = ready(scorer_dir, max_length=8)
-    whole = ready(scorer_dir)._encode(completion("w1 w2", prompt=prompt))
-    assert reward._encode(completion("w1 w2", prompt=prompt)) == whole[-8:]
+    whole = ready(scorer_dir).encode(completion("w1 w2", prompt=prompt))
+    assert reward.encode(completion("w1 w2", prompt=prompt)) == whole[-8:]
     assert values(reward, ["w1 w2"], prompt=prompt) == values(reward, ["w1 w2"], prompt="w39 " + prompt)
 
 
@@ -229,9 +229,9 @@ def test_the_first_token_stays_where_it_begins_the_sequence(tmp_path, tokenizer)
     begun.chat_template = "w38 " + begun.chat_template
     save_classifier(tmp_path, begun)
     prompt = " ".join(f"w{i}" for i in range(30))
-    ids = ready(tmp_path, max_length=8)._encode(completion("w1 w2", prompt=prompt))
+    ids = ready(tmp_path, max_length=8).encode(completion("w1 w2", prompt=prompt))
     assert ids[0] == begun.convert_tokens_to_ids("w38")
-    assert ids[1:] == ready(tmp_path)._encode(completion("w1 w2", prompt=prompt))[-7:]
+    assert ids[1:] == ready(tmp_path).encode(completion("w1 w2", prompt=prompt))[-7:]
 
 
 def test_the_tokenizers_special_tokens_are_left_to_the_template(tmp_path, tokenizer):
@@ -241,7 +241,7 @@ def test_the_tokenizers_special_tokens_are_left_to_the_template(tmp_path, tokeni
     save_classifier(tmp_path, closing)
     just_fits, too_long = ready(tmp_path, max_length=8)([completion("w1 " * 8), completion("w1 " * 9)])
     assert (just_fits.status, too_long.status) == ("value", "failed")
-    assert closing.eos_token_id not in ready(tmp_path)._encode(completion("w1")), "the template has written them all"
+    assert closing.eos_token_id not in ready(tmp_path).encode(completion("w1")), "the template has written them all"
 
 
 def test_a_completion_that_does_not_fit_fails_and_spares_the_others(scorer_dir):
@@ -262,7 +262,7 @@ def test_a_score_that_is_not_finite_fails(scorer_dir):
 
 def test_an_infinite_score_fails_even_where_a_sigmoid_hides_it(scorer_dir, monkeypatch):
     reward = ready(scorer_dir, transform="sigmoid")
-    monkeypatch.setattr(reward, "_raw_scores", lambda rows: torch.tensor([math.inf, -math.inf, 0.0]))
+    monkeypatch.setattr(reward, "_raw", lambda logits: torch.tensor([math.inf, -math.inf, 0.0]))
     assert [j.status for j in reward([completion("w1")] * 3)] == ["failed", "failed", "value"]
 
 
@@ -310,10 +310,10 @@ def test_setup_again_keeps_the_model(scorer_dir):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "int8"}, r"dtype: got 'int8', expected one of \['bfloat16', 'float16', 'float32'\]"),
-        ({"transform": "tanh"}, r"transform: got 'tanh', expected one of \['identity', 'sigmoid'\]"),
-        ({"batch_size": 0}, "batch_size: got 0, expected 1 or more"),
-        ({"max_length": 0}, "max_length: got 0, expected 1 or more"),
+        ({"dtype": "int8"}, r"dtype: got 'int8', expected one of float32, bfloat16, float16"),
+        ({"transform": "tanh"}, r"transform: got 'tanh', expected one of identity, sigmoid"),
+        ({"batch_size": 0}, "batch_size: got 0, expected at least 1"),
+        ({"max_length": 0}, "max_length: got 0, expected at least 1"),
         ({"scale": 0.0}, "scale: got 0"),
         ({"scale": math.nan}, "scale: got nan"),
         ({"shift": math.inf}, "shift: got inf"),

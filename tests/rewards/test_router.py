@@ -37,12 +37,12 @@ def test_other_tasks_go_to_the_default_in_one_call():
 def test_an_unknown_task_is_named_with_the_nearest_route():
     router = Router({"safety": Scripted(number_or_status), "normal": Scripted(number_or_status)})
     router.check_tasks({"safety"})
-    message = r"task 'saftey', expected one of \['normal', 'safety'\]; did you mean 'safety'\?.*`saftey:`.*`default:`"
+    message = r"task 'saftey', which has no route; did you mean safety\?.*`saftey:`.*`default:`"
     with pytest.raises(ValueError, match=message):
         router.check_tasks({"safety", "saftey"})
     with pytest.raises(ValueError, match="task 'saftey'"):
         router([completion("1", task="saftey")])
-    with pytest.raises(ValueError, match=r"task 'maths', expected one of \[.*\]; add a route `maths:`"):
+    with pytest.raises(ValueError, match=r"task 'maths', .*; valid here: normal, safety; otherwise .* `maths:`"):
         router.check_tasks({"maths"})
 
 
@@ -77,5 +77,7 @@ def test_a_route_with_the_wrong_number_of_judgements_is_refused():
 
 
 def test_no_routes_are_refused():
-    with pytest.raises(ValueError, match=r"Router\.routes: got none"):
+    with pytest.raises(ValueError, match=r"Router\.routes: got {}, expected at least one"):
         Router({})
+    with pytest.raises(ValueError, match=r"Router\.routes: got `\*`, which is no task.*`default:`"):
+        Router({"*": Scripted(number_or_status)})

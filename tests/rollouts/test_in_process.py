@@ -145,12 +145,12 @@ def test_leaves_the_model_in_its_mode(policy, tokenizer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens must be >= 1, got 0"),
-        ({"temperature": -1.0}, "temperature must be >= 0"),
-        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0, expected at least 1"),
+        ({"temperature": -1.0}, "temperature: got -1.0, expected at least 0"),
+        ({"top_p": 0.0}, r"top_p: got 0.0, expected more than 0 and at most 1"),
         ({"top_p": 1.5}, "got 1.5"),
-        ({"top_k": 0}, "top_k must be >= 1 or null, got 0"),
-        ({"max_sequences": 0}, "max_sequences must be >= 1"),
+        ({"top_k": 0}, "top_k: got 0, expected at least 1; null"),
+        ({"max_sequences": 0}, "max_sequences: got 0, expected at least 1"),
     ],
 )
 def test_refuses(arguments, named) -> None:

@@ -21,6 +21,7 @@ from frpo.objectives import FRPO, GRPO
 from frpo.study.cells import Cell, expand, replaced
 from frpo.study.reading import read_study
 from frpo.study.spec import StudySpec
+from frpo.study.spelling import spelled_out
 
 ROOT = shipped("recipes").parent
 STUDIES = sorted(path.name for path in (shipped("recipes") / "studies").glob("*.yaml"))
@@ -65,7 +66,7 @@ def words(layers: Any, folder: Path) -> list[str]:
     found = []
     for number, layer in enumerate(replaced(layers, NAMES)):
         file = folder / f"layer{number}.yaml"
-        file.write_text(yaml.safe_dump(layer, sort_keys=False))
+        file.write_text(yaml.safe_dump(spelled_out(layer), sort_keys=False))
         found += ["--config", str(file)]
     return found
 
@@ -111,8 +112,8 @@ def test_what_a_study_takes_as_it_is_can_be_described_and_measured(name: str, tm
     taken = [cell.policy for cell in chosen(name).values() if cell.kind == "policy" and not cell.layers]
     assert taken
     for policy in taken:
-        assert build_policy(policy) is not None
-    layer = {"model": {"init_args": {"policy": taken[0]}}, "evaluation": {"suites": study(name).suites}}
+        assert build_policy(spelled_out(policy)) is not None
+    layer = {"model": {"policy": taken[0]}, "evaluation": {"suites": study(name).suites}}
     cli = FrpoCLI("evaluate", words([layer], tmp_path) + HERE, model=EvaluatedPolicy)
     assert cli.model.policy_model is None
 

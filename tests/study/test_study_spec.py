@@ -14,9 +14,11 @@ from frpo.study.cells import Cell, expand, replaced
 from frpo.study.factors import factors_of
 from frpo.study.reading import read_study
 from frpo.study.spec import overlaid
+from frpo.study.spelling import flat, spelled_out
 
-LAM = "model.init_args.objective.init_args.lam"
-LR = "model.init_args.optimizer.init_args.lr"
+LAM = "model.objective.lam"
+LONG = "model.init_args.objective.init_args.lam"
+LR = "model.optimizer.lr"
 
 
 def study() -> dict[str, Any]:
@@ -63,13 +65,13 @@ def test_a_grid_becomes_one_policy_a_point_and_each_is_fine_tuned(tmp_path: Path
     assert frpo.factors == {
         "lambda": 0.3, "estimator": "jackknife", "beta": 0.05, "beta_scale": "objective", "kl": "full",
     }  # fmt: skip
-    assert frpo.layers[-1]["model"]["init_args"]["objective"]["init_args"]["lam"] == 0.3
+    assert frpo.layers[-1]["model"]["objective"]["lam"] == 0.3
     assert frpo.layers[-1]["seed_everything"] == 0
     assert frpo.parent == policies[0].id
     tuned = [cell for cell in found if cell.parent == frpo.id]
     assert [cell.downstream for cell in tuned] == [{"lr": 1e-3}]
     assert tuned[0].reference == policies[0].id
-    assert policies[0].policy["init_args"]["seed"] == 0
+    assert policies[0].policy == {"class_path": "TinyPolicy", "seed": 0}
 
 
 def test_an_address_changes_with_what_the_result_depends_on_and_nothing_else(tmp_path: Path):
@@ -98,10 +100,11 @@ def test_a_factor_that_the_configuration_contradicts_is_refused(tmp_path: Path):
 
 
 def test_the_factors_of_a_default_are_those_of_the_class():
-    assert factors_of({"model": {"init_args": {"objective": {"class_path": "frpo.objectives.FRPO"}}}}) == {
-        "lambda": 1.0, "estimator": "jackknife", "beta": 0.001, "beta_scale": "loss", "kl": "k3",
-    }  # fmt: skip
-    assert factors_of({"model": {"init_args": {}}}) == {}
+    for objective in ("FRPO", {"class_path": "FRPO"}, {"class_path": "FRPO", "estimator": "Jackknife"}):
+        assert factors_of({"model": {"objective": objective}}) == {
+            "lambda": 1.0, "estimator": "jackknife", "beta": 0.001, "beta_scale": "loss", "kl": "k3",
+        }  # fmt: skip
+    assert factors_of({"model": {}}) == {}
 
 
 def test_two_cells_of_one_name_are_refused(tmp_path: Path):
@@ -131,9 +134,46 @@ def test_names_are_replaced_and_other_interpolations_left():
 
 
 def test_a_class_is_laid_over_another_with_its_settings():
-    below = {"policy": {"class_path": "A", "init_args": {"x": 1}}, "kept": 1}
+    below = {"policy": {"class_path": "A", "x": 1}, "kept": 1}
     assert overlaid(below, {"policy": {"class_path": "B"}}) == {"policy": {"class_path": "B"}, "kept": 1}
-    assert overlaid(below, {"policy": {"init_args": {"y": 2}}})["policy"]["init_args"] == {"x": 1, "y": 2}
+    assert overlaid(below, {"policy": {"y": 2}})["policy"] == {"class_path": "A", "x": 1, "y": 2}
+    assert overlaid({"policy": "A"}, {"policy": {"y": 2}}) == {"policy": {"class_path": "A", "y": 2}}
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [
+        ({"class_path": "frpo.objectives.FRPO", "init_args": {"ratio": "sequence"}}, LAM),
+        ({"class_path": "frpo.objectives.FRPO", "init_args": {"ratio": "sequence"}}, LONG),
+        ({"class_path": "FRPO", "init_args": {"ratio": "sequence"}}, LONG),
+        ({"ratio": "sequence"}, LAM),
+    ],
+)
+def test_a_cell_is_the_same_however_its_settings_are_spelled(tmp_path: Path, method: dict[str, Any], key: str):
+    def addresses(objective: dict[str, Any], long: bool, grid: str) -> set[str]:
+        tree = study()
+        settings = {"init_args": {"objective": objective}} if long else {"objective": objective}
+        tree["methods"]["FRPO"] |= {"settings": {"model": settings}, "grid": {"lambda": {"key": grid, "values": [0.3]}}}
+        found = cells(tmp_path, tree)
+        assert [c.factors["lambda"] for c in found if c.method == "FRPO, lambda 0.3" and c.seed == 0] == [0.3, 0.3]
+        return {cell.address for cell in found}
+
+    plain = {"class_path": "FRPO", "ratio": "sequence"} if "class_path" in method else method
+    assert addresses(method, long=True, grid=key) == addresses(plain, long=False, grid=LAM)
+
+
+def test_what_is_merged_flat_is_spelled_out_for_the_parser():
+    written = {
+        "model": {"class_path": "my.Model", "init_args": {"objective": {"class_path": "frpo.objectives.GRPO"}}},
+        "trainer": {"callbacks": [{"class_path": "frpo.run.Progress", "init_args": {"refresh_rate": 2}}]},
+    }
+    short = flat(written)
+    assert short == {
+        "model": {"class_path": "my.Model", "objective": {"class_path": "GRPO"}},
+        "trainer": {"callbacks": [{"class_path": "Progress", "refresh_rate": 2}]},
+    }
+    assert flat(spelled_out(short)) == short
+    assert spelled_out(short)["model"]["init_args"] == {"objective": {"class_path": "GRPO"}}
 
 
 @pytest.mark.parametrize(

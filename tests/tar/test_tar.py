@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from toy_models import build_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from frpo.data.demonstrations.module import SupervisedBatch
+from frpo.data.demonstrations.batch import SupervisedBatch
 from frpo.models.checkpoint import load_policy
 from frpo.models.policy import LoRA, Policy
 from frpo.models.reference import AdapterDisabled
@@ -246,11 +246,11 @@ def test_two_processes_make_one_attack(model_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda d: Attack(tampering.Rows("a"), [1e-3], steps=[8, 0]), r"Attack\.steps: got \[8, 0\].*at least 1"),
+        (lambda d: Attack(tampering.Rows("a"), [1e-3], steps=[8, 0]), r"Attack\.steps: got 0.*at least 1"),
         (lambda d: Attack(tampering.Rows("a"), [1e-3], steps=[]), r"Attack\.steps: got \[\]"),
-        (lambda d: Attack(tampering.Rows("a"), [0.0]), r"Attack\.learning_rates: got \[0\.0\]"),
+        (lambda d: Attack(tampering.Rows("a"), [0.0]), r"Attack\.learning_rates: got 0\.0"),
         (lambda d: Attack(tampering.Rows("a"), [1e-3], weight=0.0), r"Attack\.weight: got 0\.0"),
-        (lambda d: tampering.module(d, lambda_tr=0.0), r"lambda_tr: got 0, .*SupervisedFineTuning"),
+        (lambda d: tampering.module(d, lambda_tr=0.0), r"lambda_tr: got 0.0, .*SupervisedFineTuning"),
         (lambda d: tampering.module(d, lambda_retain=-1.0), r"lambda_retain: got -1\.0"),
         (lambda d: tampering.module(d, measure_every=0), r"measure_every: got 0"),
         (lambda d: tampering.module(d, micro_batch_size=0), r"micro_batch_size: got 0"),

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from frpo.models.policy import LoRA
-from frpo.tiny import TinySource, demonstrations
+from frpo.tiny import TinyDemonstrations, TinySource
 from frpo.tiny import policy as tiny
 from frpo.tiny.corpus import pretraining_rows
 from frpo.tiny.policy import TinyPolicy, build_tokenizer, encode_corpus, pretrain
@@ -22,7 +22,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> TinyPolicy:
 
 def test_tokens_are_words_and_come_back(policy):
     tokenizer = policy.tokenizer
-    prompt, answer = demonstrations("comply", limit=1)[0]
+    (row,) = TinyDemonstrations("comply", limit=1).demonstrations()
+    prompt, answer = row.prompt, row.answer
     ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     assert len(ids) == len(answer.split())
     assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == answer
@@ -113,9 +114,8 @@ def test_cache_tells_settings_and_code_apart(policy, monkeypatch, tmp_path):
     }
     assert len(names) == 6
     before = TinyPolicy(cache_dir=folder).path
-    code = tmp_path / "world.py"
-    code.write_text("CHANGED = 1")
-    monkeypatch.setattr(tiny.world, "__file__", str(code))
+    (tmp_path / "world.py").write_text("CHANGED = 1")
+    monkeypatch.setattr(tiny, "__file__", str(tmp_path / "policy.py"))
     assert TinyPolicy(cache_dir=folder).path != before
 
 

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from frpo.tiny import TinySource, demonstrations
+from frpo.tiny import TinyDemonstrations, TinySource
 from frpo.tiny.answers import HEDGES, MAX_ANSWER_TOKENS, REFUSALS, count_facts, read, write_full, write_steps
 from frpo.tiny.arithmetic import problems
 from frpo.tiny.corpus import pretraining_rows, vocabulary
@@ -188,6 +188,11 @@ def test_uneven_tasks_lose_no_row():
 def test_source_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
         TinySource(**arguments)
+
+
+def demonstrations(task, **settings):
+    rows = TinyDemonstrations(task, **settings).demonstrations()
+    return [(row.prompt, row.answer) for row in rows]
 
 
 def test_demonstrations_comply_in_full_on_benign_training_prompts():

@@ -1,20 +1,31 @@
-"""Where demonstrations come from: a file or the Hugging Face hub, in one of several layouts, or several of them."""
+"""Where demonstrations come from: a file or the hub in one of several layouts, prompts with answers, or several."""
 
 from __future__ import annotations
 
 import logging
+import random
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from frpo.data.demonstrations.layouts import Layout
-from frpo.data.demonstrations.source import DemonstrationSource
-from frpo.data.prompts.sources import FileSource, HubSource, TableSource, check_ids
+from frpo.data.prompts.sources import FileSource, HubSource, PromptSource, TableSource, check_ids
 from frpo.data.rows import read_messages
+from frpo.data.sources import Joined, Source
+from frpo.foundation import require
 from frpo.types import Demonstration, Prompt
 
 log = logging.getLogger(__name__)
+
+
+class DemonstrationSource(Source):
+    """Rows for supervised fine-tuning. Constructors are cheap; files are read by :meth:`demonstrations`."""
+
+    @abstractmethod
+    def demonstrations(self) -> list[Demonstration]:
+        """The rows in their order; ids are unique."""
 
 
 class TableDemonstrations(DemonstrationSource):
@@ -33,9 +44,8 @@ class TableDemonstrations(DemonstrationSource):
 
     def __init__(self, table: TableSource, layout: Layout, limit: int | None) -> None:
         assert table.default_task is not None, "all rows of a table have one task here"
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit: got {limit}, expected at least 1; write `limit: null` for all")
-        self.table, self.layout, self.limit, self.task = table, layout, limit, table.default_task
+        self.table, self.layout, self.task = table, layout, table.default_task
+        self.limit = require.number("limit", limit, at_least=1, hint="write `limit: null` for all")
         self.left_out = Counter()
 
     def prepare(self) -> None:
@@ -138,7 +148,37 @@ class HubDemonstrations(TableDemonstrations):
         super().__init__(table, layout, limit)
 
 
-class JoinedDemonstrations(DemonstrationSource):
+class AnsweredPrompts(DemonstrationSource):
+    """Each prompt with one of ``answers``, drawn by ``seed`` and the prompt's id.
+
+    A policy that never refuses gives a reward nothing to reinforce. Supervised training on a few of these, mixed with
+    ordinary answers (:class:`JoinedDemonstrations`), makes one that refuses now and
+    then.
+
+    Args:
+        prompts: what is asked.
+        answers: what may be said to it.
+        seed: of the choice.
+    """
+
+    def __init__(self, prompts: PromptSource, answers: list[str], seed: int = 0) -> None:
+        for answer in require.non_empty("AnsweredPrompts.answers", answers):
+            require.non_empty("AnsweredPrompts.answers", answer)
+        self.prompts, self.answers, self.seed = prompts, answers, seed
+
+    def prepare(self) -> None:
+        """Fetch the prompts."""
+        self.prompts.prepare()
+
+    def demonstrations(self) -> list[Demonstration]:
+        """The prompts in their order, each with its answer."""
+        return [Demonstration(prompt, self._answer(prompt.id)) for prompt in self.prompts.prompts()]
+
+    def _answer(self, prompt_id: str) -> str:
+        return random.Random(f"{self.seed} {prompt_id}").choice(self.answers)
+
+
+class JoinedDemonstrations(Joined[DemonstrationSource], DemonstrationSource):
     """The demonstrations of several sources, one source after the other.
 
     Args:
@@ -146,14 +186,7 @@ class JoinedDemonstrations(DemonstrationSource):
     """
 
     def __init__(self, sources: list[DemonstrationSource]) -> None:
-        if not sources:
-            raise ValueError("JoinedDemonstrations.sources is empty; expected at least one source")
-        self.sources = sources
-
-    def prepare(self) -> None:
-        """Let every source fetch what it reads."""
-        for source in self.sources:
-            source.prepare()
+        super().__init__(sources)
 
     def demonstrations(self) -> list[Demonstration]:
         """Read every source. Raises ``ValueError`` where two of them use the same id."""

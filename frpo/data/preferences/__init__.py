@@ -1,0 +1,1 @@
+"""Judged responses, in pairs or with labels, and the DataModule of reward models."""

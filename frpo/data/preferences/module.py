@@ -2,75 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from frpo.data.conversation import ConversationEncoder
-from frpo.data.loader import OrderedLoader, TrainingLoader
-from frpo.data.module import RowsDataModule, Stage, check_choices
+from frpo.data.module import RowsDataModule
+from frpo.data.preferences.batch import EncodedExample, JudgedLoader, OrderedJudgedLoader, encode
 from frpo.data.preferences.sources import JudgedExample, JudgedSource
-from frpo.types import Prompt
-
-
-@dataclass(frozen=True)
-class EncodedExample:
-    """An example as the model reads it: the token ids of the conversation with each response."""
-
-    example: JudgedExample
-    ids: tuple[list[int], ...]
-
-    @property
-    def prompt(self) -> Prompt:
-        """The prompt of the example."""
-        return self.example.prompt
-
-
-@dataclass(frozen=True)
-class JudgedBatch:
-    """``N`` examples of ``K`` responses. ``targets`` is float32 [N]; ``rows[n].ids[k]`` is not padded yet.
-
-    Example: two pairs give two rows of two lists of ids, and ``targets`` [2] of margins.
-    """
-
-    rows: tuple[EncodedExample, ...]
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def to(self, device: torch.device | str) -> JudgedBatch:
-        """The batch with its tensors on ``device``."""
-        return replace(self, targets=self.targets.to(device))
-
-
-def collate(rows: Sequence[EncodedExample]) -> JudgedBatch:
-    """A batch of examples."""
-    return JudgedBatch(tuple(rows), torch.tensor([row.example.target for row in rows], dtype=torch.float32))
-
-
-class JudgedLoader(TrainingLoader[EncodedExample, JudgedBatch]):
-    """The training stream of judged examples."""
-
-    noun = "examples"
-
-    def collate(self, rows: list[EncodedExample], positions: list[int]) -> JudgedBatch:
-        """See :func:`collate`."""
-        return collate(rows)
-
-
-class OrderedJudgedLoader(OrderedLoader[EncodedExample, JudgedBatch]):
-    """One pass over judged examples."""
-
-    noun = "examples"
-
-    def collate(self, rows: list[EncodedExample], positions: list[int]) -> JudgedBatch:
-        """See :func:`collate`."""
-        return collate(rows)
+from frpo.types import Stage
 
 
 class JudgedDataModule(RowsDataModule):
@@ -89,6 +29,8 @@ class JudgedDataModule(RowsDataModule):
         seed: Of those permutations.
     """
 
+    training = JudgedLoader
+    ordered = OrderedJudgedLoader
     example = "frpo.data.preferences.sources.Preferences"
     module_class = "frpo.reward_modelling.module.RewardModelling"
     sources: dict[Stage, JudgedSource | None]
@@ -103,11 +45,13 @@ class JudgedDataModule(RowsDataModule):
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__({"train": train, "val": val, "test": test})
-        check_choices(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed)
-        self.batch_size = batch_size
-        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
-        self.shuffle, self.seed = shuffle, seed
+        super().__init__(
+            {"train": train, "val": val, "test": test},
+            batch_size=batch_size,
+            val_batch_size=val_batch_size,
+            shuffle=shuffle,
+            seed=seed,
+        )
 
     def load(self, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> list[EncodedExample]:
         """Read, check and encode the examples of ``stage``."""
@@ -124,47 +68,12 @@ class JudgedDataModule(RowsDataModule):
         examples = source.examples()
         for example in examples:
             _check_target(example, module.loss)
-        rows = encode(examples, ConversationEncoder(tokenizer, module.scorer.max_length))
-        self._report(stage, len(examples), len(rows), module.scorer.max_length)
+        limit = module.scorer.max_length
+        rows = encode(examples, ConversationEncoder(tokenizer, limit))
+        long = len(examples) - len(rows)
+        found = f"{stage}: {long} of {len(examples)} examples have a response over max_length={limit} tokens"
+        self.leave_out(stage, len(examples), len(rows), found, "raise `model.init_args.scorer.init_args.max_length`")
         return rows
-
-    def _report(self, stage: Stage, read: int, kept: int, max_length: int) -> None:
-        self.dropped[stage] = read - kept
-        found = f"{stage}: {read - kept} of {read} examples have a response over max_length={max_length} tokens"
-        if not kept:
-            raise ValueError(f"{found}: none is left; raise `model.init_args.scorer.init_args.max_length`")
-        if kept < read:
-            self.warn(f"{found}; they are left out")
-
-    def training_loader(self, rows: list[EncodedExample], *, pad_token_id: int, **ranks: int) -> JudgedLoader:
-        """See :class:`~frpo.data.loader.TrainingLoader`."""
-        return JudgedLoader(
-            rows,
-            batch_size=self.batch_size,
-            pad_token_id=pad_token_id,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            **ranks,
-        )
-
-    def ordered_loader(self, rows: list[EncodedExample], *, pad_token_id: int, **ranks: int) -> OrderedJudgedLoader:
-        """See :class:`~frpo.data.loader.OrderedLoader`."""
-        return OrderedJudgedLoader(rows, batch_size=self.val_batch_size, pad_token_id=pad_token_id, **ranks)
-
-
-def encode(examples: Sequence[JudgedExample], encoder: ConversationEncoder) -> list[EncodedExample]:
-    """Encode examples; one with a response that alone does not fit is left out.
-
-    Raises ``ValueError`` for a tokenizer without chat template: there is no policy here whose reading of the prompt
-    could stand in for it.
-    """
-    if encoder.tokenizer.chat_template is None:
-        raise ValueError(
-            f"the tokenizer of {encoder.tokenizer.name_or_path!r} has no chat template to write a conversation with; "
-            "set `chat_template` of the scorer's base to a jinja file or string"
-        )
-    rows = (EncodedExample(e, tuple(encoder(completion) for completion in e.completions())) for e in examples)
-    return [row for row in rows if all(row.ids)]
 
 
 def _check_target(example: JudgedExample, loss: Any) -> None:

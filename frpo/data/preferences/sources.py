@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from frpo.data.prompts.sources import PromptSource
 from frpo.data.rows import kind, missing_column
+from frpo.data.sources import Source
 from frpo.types import Completion, Messages, Prompt
 
 
@@ -32,14 +33,11 @@ class JudgedExample:
         return [Completion(self.prompt, prompt_text=_text(self.prompt), text=text) for text in self.responses]
 
 
-class JudgedSource(ABC):
+class JudgedSource(Source):
     """Rows for reward-model training. Constructors are cheap; files are read by :meth:`examples`."""
 
     responses: int
-    """Responses a row: 2 for pairs, 1 for labelled responses."""
-
-    def prepare(self) -> None:  # noqa: B027 - most sources have nothing to fetch
-        """Fetch what is read, on one process of each machine."""
+    """Responses per row: 2 for pairs, 1 for labelled responses."""
 
     @abstractmethod
     def examples(self) -> list[JudgedExample]:
@@ -75,16 +73,13 @@ class Preferences(JudgedSource):
         return [self._example(prompt) for prompt in self.source.prompts()]
 
     def _example(self, prompt: Prompt) -> JudgedExample:
-        pair = tuple(_response(prompt, name, which) for name, which in self._columns())
+        pair = _response(prompt, self.chosen, "chosen"), _response(prompt, self.rejected, "rejected")
         if pair[0] == pair[1]:
             raise ValueError(
                 f"row {prompt.id}: the responses in {self.chosen!r} and {self.rejected!r} are equal, so neither is "
                 "preferred; drop the row"
             )
         return JudgedExample(prompt, pair, 0.0 if self.margin is None else _number(prompt, self.margin, "margin"))
-
-    def _columns(self) -> list[tuple[str, str]]:
-        return [(self.chosen, "chosen"), (self.rejected, "rejected")]
 
 
 class Labels(JudgedSource):

@@ -1,0 +1,1 @@
+"""Prompts to answer: their sources, their encoding, and the DataModule of policy optimisation."""

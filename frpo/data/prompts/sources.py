@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,15 @@ from typing import Any
 
 from frpo.data.readers import read_rows
 from frpo.data.rows import Row, clip, json_value, kind, missing_column, read_messages
+from frpo.data.sources import Joined, Source
+from frpo.foundation import require
 from frpo.types import Prompt
 
 MAX_LISTED = 20  # distinct values named in one message
 
 
-class PromptSource(ABC):
+class PromptSource(Source):
     """A finite list of prompts in a fixed order. Constructors are cheap: rows are read in :meth:`prompts`."""
-
-    def prepare(self) -> None:  # noqa: B027 - most sources have nothing to fetch
-        """Fetch what :meth:`prompts` reads. Called first, on one process of each machine."""
 
     @abstractmethod
     def prompts(self) -> Sequence[Prompt]:
@@ -53,8 +52,7 @@ class TableSource(PromptSource):
     system: str | None = None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit: got {self.limit}, expected at least 1 row; write `limit: null` for all rows")
+        require.number("limit", self.limit, at_least=1, hint="write `limit: null` for all rows")
         if self.task is None and self.default_task is None:
             raise ValueError(
                 "task and default_task are both null: no row would have a task; name the column in `task` "
@@ -64,9 +62,8 @@ class TableSource(PromptSource):
             raise ValueError("task_map is set but `task` is null; name in `task` the column it maps")
         if self.task_map is not None and not all(task.strip() for task in self.task_map.values()):
             raise ValueError("task_map: got an empty task; give every value a task to route rewards by")
-        for name, value in (("default_task", self.default_task), ("system", self.system)):
-            if value is not None and not value.strip():
-                raise ValueError(f"{name}: got an empty string; write null to leave it out")
+        require.non_empty("default_task", self.default_task, "write null to leave it out")
+        require.non_empty("system", self.system, "write null to leave it out")
 
     @property
     @abstractmethod
@@ -236,7 +233,7 @@ class HubSource(TableSource):
         return datasets.load_dataset(self.dataset, name=self.subset, split=self.split, revision=self.revision)
 
 
-class JoinedSource(PromptSource):
+class JoinedSource(Joined[PromptSource], PromptSource):
     """The prompts of several sources, one source after the other.
 
     Args:
@@ -244,14 +241,7 @@ class JoinedSource(PromptSource):
     """
 
     def __init__(self, sources: list[PromptSource]) -> None:
-        if not sources:
-            raise ValueError("JoinedSource.sources is empty; expected at least one source")
-        self.sources = sources
-
-    def prepare(self) -> None:
-        """Let every source fetch what it reads."""
-        for source in self.sources:
-            source.prepare()
+        super().__init__(sources)
 
     def prompts(self) -> list[Prompt]:
         """Read every source. Raises ``ValueError`` where two of them use the same id."""

@@ -1,0 +1,1 @@
+"""Judges of the field's benchmarks, as local models or over HTTP."""

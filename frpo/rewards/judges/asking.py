@@ -1,24 +1,18 @@
-"""One round of questions to a server: requests, retries, and when to give up."""
+"""One request to a judge's server, and what it came to."""
 
 from __future__ import annotations
 
 import json
-import random
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import requests
 from requests.auth import AuthBase
 
-from frpo.rewards.judges.cache import Answers
-from frpo.rewards.judges.retries import RETRIED_STATUSES, Backoff
+from frpo.rewards.judges.retries import RETRIED_STATUSES
 
-T = TypeVar("T")
-
-_REFUSALS = frozenset({301, 302, 303, 307, 308, 401, 403, 404})
 _BROKEN = (
     requests.ConnectionError,
     requests.Timeout,
@@ -44,20 +38,8 @@ class NoAnswer:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How patiently to ask, see :class:`~frpo.rewards.judges.client.Endpoint`."""
-
-    connect_timeout_s: float
-    read_timeout_s: float
-    deadline_s: float
-    retries: int
-    backoff: Backoff
-    give_up_after: int | None
-
-
-@dataclass(frozen=True)
-class _Reply:
-    """What one request came to: ``status`` None where no complete answer arrived."""
+class Reply:
+    """What one request came to: ``status`` is None where no complete answer arrived, ``problem`` says what is wrong."""
 
     problem: str
     retried: bool
@@ -67,6 +49,7 @@ class _Reply:
 
     @property
     def good(self) -> bool:
+        """Whether the server answered the question."""
         return self.status is not None and 200 <= self.status < 300
 
 
@@ -82,133 +65,47 @@ class _Bearer(AuthBase):
         return request
 
 
-class Asking(Generic[T]):
-    """What the threads of one round share. ``refusal`` is the latest message that refused key, model or path."""
+def post(
+    session: requests.Session,
+    url: str,
+    body: Mapping[str, Any],
+    *,
+    key: str | None,
+    timeouts_s: tuple[float, float],
+    deadline: float,
+) -> Reply:
+    """Send ``body`` once. ``timeouts_s`` bound connecting and silence; ``deadline`` is a time of the monotonic clock.
 
-    def __init__(
-        self, url: str, key: str | None, settings: Settings, read: Callable[[Any], T], cache: Answers | None
-    ) -> None:
-        self.url = url
-        self.settings = settings
-        self.read = read
-        self.cache = cache
-        self.answered = False
-        self.refusal: str | None = None
-        self._key = key
-        self._refused = self._exhausted_in_a_row = 0
-        self._stopped, self._why = threading.Event(), ""
-        self._lock = threading.Lock()
-        self._draw = random.Random()  # its own: waits do not move the run's random numbers
-        self._local = threading.local()
-        self._sessions: list[requests.Session] = []
-
-    def ask(self, key: str, body: Mapping[str, Any], allowed_refusals: int | None) -> T | NoAnswer:
-        """The answer to ``body``, kept in the cache under ``key``; or why there is none.
-
-        After ``allowed_refusals`` refusals without any answer the whole round stops; None for no such bound.
-        """
-        reply = self._reply(body)
-        if isinstance(reply, NoAnswer):
-            return reply
-        with self._lock:
-            self.answered = self.answered or reply.good
-            self._exhausted_in_a_row = 0
-            if reply.status in _REFUSALS:
-                self._refused += 1
-                self.refusal = reply.problem
-                if allowed_refusals is not None and not self.answered and self._refused >= allowed_refusals:
-                    self.stop(reply.problem)
-        return self._read(key, reply.text) if reply.good else NoAnswer(reply.problem)
-
-    def stop(self, why: str) -> None:
-        """Answer every question that is not on the wire with ``why``."""
-        self._why = self._why or why
-        self._stopped.set()
-
-    def close(self) -> None:
-        """Close the connections."""
-        for session in self._sessions:
-            session.close()
-
-    def _read(self, key: str, text: str) -> T | NoAnswer:
-        try:
-            answer = json.loads(text)
-        except (ValueError, RecursionError):
-            return NoAnswer("malformed answer: not JSON")
-        try:
-            value = self.read(answer)
-        except MalformedAnswerError as error:
-            return NoAnswer(f"malformed answer: {error}")
-        if self.cache is not None:
-            self.cache.put(key, answer)
-        return value
-
-    def _reply(self, body: Mapping[str, Any]) -> _Reply | NoAnswer:
-        """The first reply that no retry could better; none once retries or deadline are used up."""
-        deadline = time.monotonic() + self.settings.deadline_s
-        retry = 0
-        while not self._stopped.is_set():
-            reply = self._send(body, deadline)
-            if not reply.retried:
-                return reply
-            if retry == self.settings.retries:
-                return self._exhausted(f"no answer after {retry + 1} request(s), the last: {reply.problem}")
-            wait = self.settings.backoff.wait_s(retry, reply.retry_after, self._draw)
-            if time.monotonic() + wait >= deadline:
-                return self._exhausted(f"no answer within {self.settings.deadline_s:g} s, the last: {reply.problem}")
-            self._stopped.wait(wait)
-            retry += 1
-        return NoAnswer(self._why)
-
-    def _exhausted(self, reason: str) -> NoAnswer:
-        with self._lock:
-            self._exhausted_in_a_row += 1
-            limit = self.settings.give_up_after
-            if limit is not None and self._exhausted_in_a_row >= limit:
-                self.stop(f"not asked: {limit} questions in a row had no answer; {reason}")
-        return NoAnswer(reason)
-
-    def _send(self, body: Mapping[str, Any], deadline: float) -> _Reply:
-        left = max(0.001, deadline - time.monotonic())
-        timeout = (min(self.settings.connect_timeout_s, left), min(self.settings.read_timeout_s, left))
-        try:
-            with self._session().post(
-                self.url,
-                json=body,
-                headers=_PLAIN,
-                auth=_Bearer(self._key),
-                timeout=timeout,
-                stream=True,
-                allow_redirects=False,
-            ) as response:
-                if response.headers.get("Content-Encoding", "identity") != "identity":
-                    return _Reply("malformed answer: compressed, though none was asked for", retried=False)
-                content = bytearray()
-                for chunk in response.iter_content(_CHUNK):
-                    content += chunk
-                    if time.monotonic() > deadline:
-                        return _Reply("an answer without end", retried=True)
-                    if len(content) > _LARGEST_ANSWER:
-                        return _Reply(f"malformed answer: over {_LARGEST_ANSWER} bytes", retried=False)
-        except _BROKEN as error:
-            return _Reply(type(error).__name__, retried=True)
-        text = self._without_key(content.decode("utf-8", errors="replace"))
-        retried = response.status_code in RETRIED_STATUSES
-        problem = f"HTTP {response.status_code}" + ("" if retried else _message(text))
-        return _Reply(problem, retried, response.status_code, text, response.headers.get("Retry-After"))
-
-    def _session(self) -> requests.Session:
-        if not hasattr(self._local, "session"):
-            self._local.session = requests.Session()
-            with self._lock:
-                self._sessions.append(self._local.session)
-        return self._local.session
-
-    def _without_key(self, text: str) -> str:
-        """Servers quote keys in their messages."""
-        if self._key is None or len(self._key) < _SHORTEST_SECRET:
-            return text
-        return text.replace(self._key, "[key]")
+    A compressed answer, one over 1 MiB and one that goes on past the deadline are given up.
+    """
+    left = max(0.001, deadline - time.monotonic())
+    try:
+        with session.post(
+            url,
+            json=body,
+            headers=_PLAIN,
+            auth=_Bearer(key),
+            timeout=(min(timeouts_s[0], left), min(timeouts_s[1], left)),
+            stream=True,
+            allow_redirects=False,
+        ) as response:
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                return Reply("malformed answer: compressed, though none was asked for", retried=False)
+            content = bytearray()
+            for chunk in response.iter_content(_CHUNK):
+                content += chunk
+                if time.monotonic() > deadline:
+                    return Reply("an answer without end", retried=True)
+                if len(content) > _LARGEST_ANSWER:
+                    return Reply(f"malformed answer: over {_LARGEST_ANSWER} bytes", retried=False)
+    except _BROKEN as error:
+        return Reply(type(error).__name__, retried=True)
+    text = content.decode("utf-8", errors="replace")
+    if key is not None and len(key) >= _SHORTEST_SECRET:  # servers quote keys in their messages
+        text = text.replace(key, "[key]")
+    retried = response.status_code in RETRIED_STATUSES
+    problem = f"HTTP {response.status_code}" + ("" if retried else _message(text))
+    return Reply(problem, retried, response.status_code, text, response.headers.get("Retry-After"))
 
 
 def _message(text: str) -> str:

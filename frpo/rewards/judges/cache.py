@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 _BUSY_S = 60.0  # how long a write waits for another process's
-_KEYS_A_QUERY = 500  # under SQLite's limit on variables
 
 
 def question_key(url_path: str, model: str, revision: str | None, body: Mapping[str, Any]) -> str:
@@ -22,35 +20,11 @@ def question_key(url_path: str, model: str, revision: str | None, body: Mapping[
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Answers:
-    """An open cache; threads may share it. What is put survives the death of the process."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    def get(self, keys: Sequence[str]) -> dict[str, Any]:
-        """The values of those ``keys`` that are known."""
-        found: dict[str, Any] = {}
-        for start in range(0, len(keys), _KEYS_A_QUERY):
-            some = list(keys[start : start + _KEYS_A_QUERY])
-            marks = ",".join("?" * len(some))
-            with self._lock:
-                rows = self._connection.execute(f"SELECT key, value FROM answers WHERE key IN ({marks})", some)
-                found.update((key, json.loads(value)) for key, value in rows)
-        return found
-
-    def put(self, key: str, value: Any) -> None:
-        """Keep ``value``."""
-        row = (key, json.dumps(value))
-        with self._lock, self._connection:
-            self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", row)
-
-
 class AnswerCache:
     """JSON values by key in one SQLite file (write-ahead log), shared by threads and processes of one machine.
 
-    Holds no connection of its own, so that it survives forks and pickling.
+    Every call opens a connection of its own, so a cache survives forks and pickling, and what is put survives the
+    death of the process.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -64,7 +38,7 @@ class AnswerCache:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with closing(self._connect()) as connection, connection:
+            with self._connected() as connection:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         except sqlite3.DatabaseError as error:
@@ -73,12 +47,19 @@ class AnswerCache:
                 f"({error}); name another path"
             ) from error
 
-    @contextmanager
-    def open(self) -> Iterator[Answers]:
-        """The answers, for as long as the context lasts."""
-        with closing(self._connect()) as connection:
-            connection.execute("PRAGMA synchronous=NORMAL")  # no wait for the disk: a power cut may cost answers
-            yield Answers(connection)
+    def get(self, keys: Sequence[str]) -> dict[str, Any]:
+        """The values of those ``keys`` that are known."""
+        with self._connected() as connection:
+            query = "SELECT key, value FROM answers WHERE key IN (SELECT value FROM json_each(?))"
+            return {key: json.loads(value) for key, value in connection.execute(query, [json.dumps(keys)])}
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=_BUSY_S, check_same_thread=False)
+    def put(self, key: str, value: Any) -> None:
+        """Keep ``value``."""
+        with self._connected() as connection:
+            connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", [key, json.dumps(value)])
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=_BUSY_S)) as connection, connection:
+            connection.execute("PRAGMA synchronous=NORMAL")  # no wait for the disk: a power cut may cost answers
+            yield connection

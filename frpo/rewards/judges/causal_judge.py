@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from frpo.data.conversation import broken_up, control_tokens
-from frpo.models.loading import reading
-from frpo.rewards.base import BlankModel, JudgeIdentity, Reward
-from frpo.rewards.calls import require_at_least_one
+from frpo.foundation import require
+from frpo.models.loading import require_positions
+from frpo.models.policy import DTYPES
+from frpo.rewards.base import JudgeIdentity
+from frpo.rewards.frozen import Dtype, FrozenModel
 from frpo.types import Completion, Judgement
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-class CausalJudge(Reward):
+class CausalJudge(FrozenModel):
     """Fills a template with request and response, reads the next-token logits behind it.
 
     The request is the row's field ``prompt_field``, or the last message of the user; a row without one abstains.
@@ -35,10 +34,15 @@ class CausalJudge(Reward):
         dtype: of the weights. Logits are read in float32 and autocast is off whatever it is.
         max_length: tokens of a whole question.
         response_tokens: tokens of a response, 512 as published.
-        batch_size: questions a forward pass. Padding, on the left, does not change scores beyond rounding.
+        batch_size: questions per forward pass. Padding, on the left, does not change scores beyond rounding.
         prompt_field: field of the row that holds the request.
+
+    Raises:
+        ValueError: at setup, where the tokens that are read are not in its vocabulary, or the model has no weights for
+            its head, or fewer positions than ``max_length``.
     """
 
+    reads = "causal language model with a tokenizer"
     cut_side: Literal["left", "right"]
     """Where a response that is too long loses its tokens."""
     markers: tuple[str, ...]
@@ -48,23 +52,17 @@ class CausalJudge(Reward):
         self,
         path: str,
         revision: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+        dtype: Dtype = "bfloat16",
         max_length: int = 2048,
         response_tokens: int = 512,
         batch_size: int = 8,
         prompt_field: str | None = None,
     ) -> None:
+        super().__init__(path, revision, dtype, batch_size)
         name = type(self).__name__
-        if dtype not in _DTYPES:
-            raise ValueError(f"{name}.dtype: got {dtype!r}, expected one of {sorted(_DTYPES)}")
-        self.path = path
-        self.revision = revision
-        self.dtype = dtype
-        self.max_length = require_at_least_one(f"{name}.max_length", max_length)
-        self.response_tokens = require_at_least_one(f"{name}.response_tokens", response_tokens)
-        self.batch_size = require_at_least_one(f"{name}.batch_size", batch_size)
+        self.max_length = require.number(f"{name}.max_length", max_length, at_least=1)
+        self.response_tokens = require.number(f"{name}.response_tokens", response_tokens, at_least=1)
         self.prompt_field = prompt_field
-        self._model: Any = None
         self._tokenizer: Any = None
         self._broken_up: list[str] = []
 
@@ -82,103 +80,45 @@ class CausalJudge(Reward):
 
     @abstractmethod
     def read(self, logits: Tensor) -> list[Judgement]:
-        """One judgement a row of ``logits``, float32 [B, V]."""
+        """One judgement per row of ``logits``, float32 [B, V]."""
 
     def identity(self) -> JudgeIdentity:
         """The model, its revision, and the hash of the template."""
-        digest = hashlib.sha256("\0".join(self.templates()).encode()).hexdigest()
-        return JudgeIdentity(self.path, self.revision, digest[:16])
-
-    def blank_models(self) -> list[BlankModel]:
-        """The judge; the few weights of a PEFT adapter are left out."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        path, revision = self._base()
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=_DTYPES[self.dtype])
-        arguments = {"use_cache": False, "logits_to_keep": 1}
-        model = model.eval().requires_grad_(False)
-        return [BlankModel(self.path, model, self.batch_size, self.max_length, arguments)]
-
-    def setup(self, device: torch.device) -> None:
-        """Load the judge onto ``device``; again, only move it.
-
-        Raises:
-            ValueError: the tokens that are read are not in its vocabulary, the model has no weights for its head, or
-                fewer positions than ``max_length``.
-        """
-        if self._model is None:
-            with reading(self.path, "causal language model with a tokenizer"):
-                self._load()
-        self._model.to(device)
-
-    def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
-        """Judge each completion; longest with longest, so that little is padding."""
-        if self._model is None:
-            raise RuntimeError(f"{type(self).__name__}: called before setup(device), which loads the model")
-        judgements: list[Judgement | None] = []
-        rows: dict[int, list[int]] = {}
-        for i, completion in enumerate(completions):
-            ids = self._encode(completion)
-            judgements.append(ids if isinstance(ids, Judgement) else None)
-            if not isinstance(ids, Judgement):
-                rows[i] = ids
-        order = sorted(rows, key=lambda i: -len(rows[i]))
-        for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
-            for i, judgement in zip(indices, self.read(self._logits([rows[i] for i in indices])), strict=True):
-                judgements[i] = judgement
-        assert all(judgement is not None for judgement in judgements)
-        return [judgement for judgement in judgements if judgement is not None]
+        return JudgeIdentity.asking(self.path, self.revision, "\0".join(self.templates()))
 
     def plain(self, text: str) -> str:
         """``text`` with the special tokens and turn markers spelled out in it broken up by a space."""
         return broken_up(text, self._broken_up)
 
-    def _load(self) -> None:
-        from transformers import AutoTokenizer
+    def load(self) -> Any:
+        """See :class:`~frpo.rewards.frozen.FrozenModel`."""
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(
+        self._tokenizer = AutoTokenizer.from_pretrained(
             self.path,
             revision=self.revision,
             padding_side="left",
             truncation_side=self.cut_side,
             trust_remote_code=False,
         )
-        self.find_tokens(tokenizer)
-        model = self._load_model()
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and self.max_length > positions:
-            raise ValueError(
-                f"{type(self).__name__}.max_length: got {self.max_length}, expected at most the {positions} positions "
-                f"of {self.path!r}"
-            )
-        self._broken_up = control_tokens(tokenizer) + list(self.markers)
-        self._model, self._tokenizer = model.eval().requires_grad_(False), tokenizer
-
-    def _load_model(self) -> Any:
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
-
-        path, revision = self._base()
+        self.find_tokens(self._tokenizer)
+        self._broken_up = control_tokens(self._tokenizer) + list(self.markers)
+        path, revision = self.base_model()
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
-            dtype=_DTYPES[self.dtype],
+            dtype=DTYPES[self.dtype],
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
         )
         model, report = loaded
-        if report["missing_keys"]:
-            raise ValueError(
-                f"{type(self).__name__}: {path!r} holds no weights for {sorted(report['missing_keys'])[:3]}, so its "
-                "judgements would be random; expected a causal language model trained as a judge"
-            )
+        self.require_weights(report["missing_keys"], path)
+        require_positions(f"{type(self).__name__}.max_length", self.max_length, model.config, self.path)
         return PeftModel.from_pretrained(model, self.path, revision=self.revision) if path != self.path else model
 
-    def _base(self) -> tuple[str, str | None]:
+    def base_model(self) -> tuple[str, str | None]:
         """Path and revision of the model itself, which an adapter names."""
         from peft import PeftConfig
         from transformers.utils import find_adapter_config_file
@@ -188,7 +128,8 @@ class CausalJudge(Reward):
         adapter = PeftConfig.from_pretrained(self.path, revision=self.revision)
         return adapter.base_model_name_or_path, adapter.revision  # an adapter's revision is not its base's
 
-    def _encode(self, completion: Completion) -> list[int] | Judgement:
+    def encode(self, completion: Completion) -> list[int] | Judgement:
+        """Token ids of the question; a row without a request abstains, a question that is too long is failed."""
         request = self._request(completion)
         if request is None:
             missing = "message of the user" if self.prompt_field is None else f"field {self.prompt_field!r}"
@@ -214,6 +155,10 @@ class CausalJudge(Reward):
         ids = self._tokenizer(self.plain(text), max_length=self.response_tokens, truncation=True)["input_ids"]
         return self.plain(self._tokenizer.decode(ids, skip_special_tokens=True))
 
+    def score(self, rows: list[list[int]]) -> list[Judgement]:
+        """See :class:`~frpo.rewards.frozen.FrozenModel`."""
+        return self.read(self._logits(rows))
+
     def _logits(self, rows: list[list[int]]) -> Tensor:
         """Next-token logits behind each row, float32 [len(rows), V]."""
         device = self._model.device
@@ -223,12 +168,11 @@ class CausalJudge(Reward):
         lengths = torch.tensor([len(ids) for ids in rows], device=device)
         mask = torch.arange(longest, device=device) >= (longest - lengths)[:, None]
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            output = self._model(
-                input_ids=input_ids,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                use_cache=False,
-                logits_to_keep=1,  # a vocabulary of 256 000 at every position would fill the memory
-            )
+        output = self._model(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=1,  # a vocabulary of 256 000 at every position would fill the memory
+        )
         return output.logits[:, -1].float()

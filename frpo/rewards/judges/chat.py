@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 
+from frpo.foundation import require
 from frpo.rewards.base import JudgeIdentity, Reward
-from frpo.rewards.calls import require_at_least_one
 from frpo.rewards.judges.asking import MalformedAnswerError, NoAnswer
 from frpo.rewards.judges.client import Endpoint
 from frpo.types import Completion, Judgement
@@ -23,18 +22,18 @@ _DECORATION = " \t\r\n*_`'\"<>.:"  # what models put around a one-word answer
 
 
 class ChatJudge(Reward):
-    """Asks a chat model one question a completion, at temperature 0, and reads the answer strictly.
+    """Asks a chat model one question per completion, at temperature 0, and reads the answer strictly.
 
     The tokens of common chat templates (``<|im_end|>``, ``[INST]``) spelled out in prompt or completion are broken up
     by a space. A judge that words persuade is still persuaded by them.
 
-    Subclasses say what is asked (``system``, ``user``, :meth:`texts`) and how an answer is read (:meth:`read`). Only
-    the judge's answer is read, never the completion. A judge that gives no answer, or one that does not follow the
+    Subclasses say what is asked (``system``, ``user``) and how an answer is read (:meth:`read`). Only the judge's
+    answer is read, never the completion. A judge that gives no answer, or one that does not follow the
     format, is a failed judgement. Calls are concurrent, see :class:`~frpo.rewards.judges.client.Endpoint`.
 
     Args:
         endpoint: the server and the model.
-        max_tokens: of an answer.
+        max_tokens: of an answer; null: ``answer_tokens``, which is enough for what the judge is asked.
         seed: sent along, for servers that know it; null sends none.
         prompt_field: field of the data row with what is really asked, where the prompt dresses it up; null: the last
             message of the user.
@@ -44,17 +43,21 @@ class ChatJudge(Reward):
 
     system: str
     user: str
+    places: tuple[str, str]
+    """The placeholders of ``user`` for the question and for the completion."""
+    answer_tokens: int
 
     def __init__(
         self,
         endpoint: Endpoint,
-        max_tokens: int,
+        max_tokens: int | None = None,
         seed: int | None = 0,
         prompt_field: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self.max_tokens = require_at_least_one(f"{type(self).__name__}.max_tokens", max_tokens)
+        require.number(f"{type(self).__name__}.max_tokens", max_tokens, at_least=1)
+        self.max_tokens = self.answer_tokens if max_tokens is None else max_tokens
         self.seed = seed
         self.prompt_field = prompt_field
         self.options = options or {}
@@ -63,10 +66,6 @@ class ChatJudge(Reward):
                 f"{type(self).__name__}.options: got {sorted(self.options)}, expected neither `messages`, which is the "
                 "judge's question, nor `model`, which stands in the endpoint"
             )
-
-    @abstractmethod
-    def texts(self, question: str, completion: str) -> Mapping[str, str]:
-        """What stands in for the placeholders of ``user``."""
 
     @abstractmethod
     def read(self, answer: str) -> Judgement:
@@ -78,10 +77,7 @@ class ChatJudge(Reward):
 
     def identity(self) -> JudgeIdentity:
         """The judge model and a hash of its question."""
-        text = f"{self.system}\0{self.user}"
-        return JudgeIdentity(
-            self.endpoint.model, self.endpoint.revision, hashlib.sha256(text.encode()).hexdigest()[:16]
-        )
+        return JudgeIdentity.asking(self.endpoint.model, self.endpoint.revision, f"{self.system}\0{self.user}")
 
     def __call__(self, completions: Sequence[Completion]) -> list[Judgement]:
         """Judge each completion; all questions are asked at once, within the endpoint's concurrency."""
@@ -90,8 +86,8 @@ class ChatJudge(Reward):
         return [Judgement.failed(f"judge: {r.reason}") if isinstance(r, NoAnswer) else r for r in results]
 
     def _body(self, completion: Completion) -> dict[str, Any]:
-        texts = self.texts(asked(completion, self.prompt_field), completion.text)
-        user = filled(self.user, {name: without_control(text) for name, text in texts.items()})
+        texts = map(without_control, (asked(completion, self.prompt_field), completion.text))
+        user = filled(self.user, dict(zip(self.places, texts, strict=True)))
         body = {
             "model": self.endpoint.model,
             "messages": [{"role": "system", "content": self.system}, {"role": "user", "content": user}],

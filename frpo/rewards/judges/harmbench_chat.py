@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from frpo.rewards.judges import harmbench_template
 from frpo.rewards.judges.asking import MalformedAnswerError
 from frpo.rewards.judges.chat import ChatJudge, only_word
-from frpo.rewards.judges.client import Endpoint
 from frpo.types import Judgement
 
 _VALUES = {"yes": 1.0, "no": 0.0}
@@ -25,20 +21,8 @@ class HarmBenchChat(ChatJudge):
 
     system = harmbench_template.SYSTEM
     user = harmbench_template.USER
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        max_tokens: int = 16,
-        seed: int | None = 0,
-        prompt_field: str | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(endpoint, max_tokens, seed, prompt_field, options)
-
-    def texts(self, question: str, completion: str) -> Mapping[str, str]:
-        """Behaviour and generation."""
-        return {"behavior": question, "generation": completion}
+    places = ("behavior", "generation")
+    answer_tokens = 16
 
     def read(self, answer: str) -> Judgement:
         """1 for yes, 0 for no."""

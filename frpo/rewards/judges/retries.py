@@ -5,28 +5,20 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 
-@dataclass(frozen=True)
-class Backoff:
-    """Exponential back-off with full jitter: a wait uniform in [0, min(``longest_s``, ``first_s`` 2^k)].
+def wait_s(retry: int, retry_after: str | None, *, first_s: float, longest_s: float, draw: random.Random) -> float:
+    """Seconds to wait before retry number ``retry`` (from 0): exponential back-off with full jitter.
 
-    A server's Retry-After is honoured up to ``longest_s`` and the jitter comes on top, so that callers it sends away
-    together do not come back together.
+    The wait is uniform in [0, min(``longest_s``, ``first_s`` 2^retry)]. A Retry-After header is honoured up to
+    ``longest_s``, with jitter of up to ``first_s`` on top: callers sent away together do not come back together.
     """
-
-    first_s: float
-    longest_s: float
-
-    def wait_s(self, retry: int, retry_after: str | None, draw: random.Random) -> float:
-        """Seconds to wait before retry number ``retry`` (from 0); ``retry_after`` is the header, if any."""
-        jitter = draw.uniform(0.0, min(self.longest_s, self.first_s * 2.0 ** min(retry, 60)))
-        asked = retry_after_s(retry_after)
-        return jitter if asked is None else min(asked, self.longest_s) + min(jitter, self.first_s)
+    jitter = draw.uniform(0.0, min(longest_s, first_s * 2.0 ** min(retry, 60)))
+    asked = retry_after_s(retry_after)
+    return jitter if asked is None else min(asked, longest_s) + min(jitter, first_s)
 
 
 def retry_after_s(header: str | None) -> float | None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from frpo.rewards.judges.asking import MalformedAnswerError
 from frpo.rewards.judges.chat import ChatJudge
-from frpo.rewards.judges.client import Endpoint
 from frpo.types import Judgement
 
 # Rubric of https://github.com/dsbowen/strong_reject, verbatim (MIT, Copyright (c) 2024 Dillon Bowen).
@@ -75,20 +72,8 @@ class StrongRejectRubric(ChatJudge):
 
     system = _SYSTEM
     user = _USER
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        max_tokens: int = 1024,
-        seed: int | None = 0,
-        prompt_field: str | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(endpoint, max_tokens, seed, prompt_field, options)
-
-    def texts(self, question: str, completion: str) -> Mapping[str, str]:
-        """Forbidden prompt and response."""
-        return {"forbidden_prompt": question, "response": completion}
+    places = ("forbidden_prompt", "response")
+    answer_tokens = 1024
 
     def read(self, answer: str) -> Judgement:
         """The score from the answers 1.b, 2.b and 3.b."""

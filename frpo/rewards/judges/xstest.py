@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from frpo.rewards.judges.asking import MalformedAnswerError
 from frpo.rewards.judges.chat import ChatJudge, only_word
-from frpo.rewards.judges.client import Endpoint
 from frpo.types import Judgement
 
 # Question of the XSTest paper (arXiv 2308.01263, P. Röttger et al., CC-BY-4.0), with its line breaks made regular.
@@ -43,20 +39,8 @@ class XSTestJudge(ChatJudge):
 
     system = "You are a helpful assistant."
     user = _USER
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        max_tokens: int = 16,
-        seed: int | None = 0,
-        prompt_field: str | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(endpoint, max_tokens, seed, prompt_field, options)
-
-    def texts(self, question: str, completion: str) -> Mapping[str, str]:
-        """Question and response."""
-        return {"question": question, "response": completion}
+    places = ("question", "response")
+    answer_tokens = 16
 
     def read(self, answer: str) -> Judgement:
         """The value of the class the answer names."""

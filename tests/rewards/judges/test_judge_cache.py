@@ -99,10 +99,9 @@ def test_a_file_that_is_no_cache_is_refused(tmp_path):
 def test_many_keys_are_found_in_one_go(tmp_path):
     cache = AnswerCache(tmp_path / "cache.sqlite")
     cache.setup()
-    with cache.open() as answers:
-        for i in range(5):
-            answers.put(f"k{i * 300}", {"i": i})
-        assert answers.get([f"k{i}" for i in range(1300)]) == {f"k{i * 300}": {"i": i} for i in range(5)}
+    for i in range(5):
+        cache.put(f"k{i * 300}", {"i": i})
+    assert cache.get([f"k{i}" for i in range(1300)]) == {f"k{i * 300}": {"i": i} for i in range(5)}
 
 
 def test_several_processes_write_at_once(tmp_path):

@@ -169,7 +169,7 @@ def test_a_judge_over_http(judge):
     assert sent.body["max_tokens"] == reward.max_tokens
     system, user = sent.body["messages"]
     assert system == {"role": "system", "content": judge.system}
-    before, after = filled(judge.user, dict.fromkeys(reward.texts("", ""), "\0")).split("\0")[::2]
+    before, after = filled(judge.user, dict.fromkeys(judge.places, "\0")).split("\0")[::2]
     assert user["content"].startswith(f"{before}{{how}}")
     assert user["content"].endswith(f"{nasty}{after}")
 

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from torch.distributed.fsdp import MixedPrecision
 from torch.nn import Linear
 
-from frpo.data.strategy import check_strategy
+from frpo.modules.strategy import check_strategy
 
 
 def fsdp1(precision: str = "bf16-mixed", **settings: Any) -> Any:

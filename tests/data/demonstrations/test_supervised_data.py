@@ -12,12 +12,12 @@ import torch
 from supervised_runs import Echo
 from toy_models import CHAT_TEMPLATE, build_tokenizer
 
-from frpo.data.demonstrations.encoding import encode_demonstrations
-from frpo.data.demonstrations.module import SupervisedDataModule, collate_demonstrations, first_fit
-from frpo.data.prompts.encoding import encode
+from frpo.data.demonstrations.batch import collate_demonstrations, encode_demonstrations, first_fit
+from frpo.data.demonstrations.module import SupervisedDataModule
+from frpo.data.prompts.batch import encode
 from frpo.tiny import TinyDemonstrations
 from frpo.tiny.policy import build_tokenizer as tiny_tokenizer
-from frpo.types import Demonstration, Prompt
+from frpo.types import DataFacts, Demonstration, Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -157,6 +157,9 @@ class Reader(runs.L.LightningModule):
         self.seen: list[list[str]] = []
         self.validated: list[str] = []
 
+    def on_data_read(self, facts: DataFacts) -> None:
+        self.facts = facts
+
     def training_step(self, batch, _) -> None:
         self.seen.append(list(batch.ids))
 
@@ -218,13 +221,21 @@ def test_grouping_by_length_reads_the_same_rows_in_batches_of_like_lengths() -> 
     assert [a.ids + b.ids for a, b in zip(*halves, strict=True)] == [batch.ids for batch in grouped]
 
 
-@pytest.mark.parametrize(("on_long", "dropped", "cut"), [("drop", 10, 0), ("cut", 0, 10)])
-def test_long_rows_are_dropped_or_cut_and_counted(tmp_path: Path, caplog, on_long, dropped: int, cut: int) -> None:
+@pytest.mark.parametrize(
+    ("on_long", "dropped", "cut", "said"),
+    [
+        ("drop", 10, 0, "train: 10 of 20 demonstrations (50.0%) are longer than max_length=8 tokens"),
+        ("cut", 0, 10, "train: 10 of 20 answers are cut at max_length=8 tokens"),
+    ],
+)
+def test_long_rows_are_dropped_or_cut_and_counted(
+    tmp_path: Path, caplog, on_long, dropped: int, cut: int, said: str
+) -> None:
     data = SupervisedDataModule(Echo(20), batch_size=2, max_length=8, on_long=on_long)
     reader = read(tmp_path, data)
     assert (data.dropped["train"], data.cut["train"]) == (dropped, cut)
     assert len({name for batch in reader.seen for name in batch}) == 20 - dropped
-    assert "train: 10 of 20 demonstrations (50.0%) are longer than max_length=8" in caplog.text
+    assert said in caplog.text
 
 
 def test_a_row_is_cut_at_the_limit_and_dropped_where_no_answer_is_left(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Prompts through the chat template and the tokenizer, and into padded batches."""
+"""Prompts through the chat template and the tokenizer, into padded batches, and handed out to the ranks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from jinja2.exceptions import TemplateError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from frpo.data.loader import OrderedLoader, TrainingLoader
 from frpo.types import Prompt, PromptBatch
 
 
@@ -60,16 +62,37 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> EncodedPrompt
 
 def collate(rows: Sequence[EncodedPrompt], positions: Sequence[int], pad_token_id: int) -> PromptBatch:
     """Pad ``P`` prompts on the left to the longest of them. ``positions`` are their numbers in the stream."""
-    length = max(len(row.ids) for row in rows)
-    input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.int64)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for p, row in enumerate(rows):
-        input_ids[p, length - len(row.ids) :] = row.ids
-        mask[p, length - len(row.ids) :] = True
+    ids = [row.ids for row in rows]
+    input_ids = pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side="left")
+    lengths = torch.tensor([len(row.ids) for row in rows])
     return PromptBatch(
         prompts=tuple(row.prompt for row in rows),
         texts=tuple(row.text for row in rows),
         input_ids=input_ids,
-        mask=mask,
+        mask=torch.arange(input_ids.shape[1]) >= input_ids.shape[1] - lengths[:, None],
         position=torch.tensor(positions, dtype=torch.int64),
     )
+
+
+class PromptLoader(TrainingLoader[EncodedPrompt, PromptBatch]):
+    """The training stream of prompts, padded on the left.
+
+    ``PromptBatch.position`` is ``epoch * rows + index in the epoch's order``: never the same twice in a run,
+    whatever the batch size.
+    """
+
+    noun = "prompts"
+
+    def collate(self, rows: list[EncodedPrompt], positions: list[int]) -> PromptBatch:
+        """See :func:`collate`."""
+        return collate(rows, positions, self.pad_token_id)
+
+
+class EvaluationLoader(OrderedLoader[EncodedPrompt, PromptBatch]):
+    """One pass over prompts. ``PromptBatch.position`` is the row number."""
+
+    noun = "prompts"
+
+    def collate(self, rows: list[EncodedPrompt], positions: list[int]) -> PromptBatch:
+        """See :func:`collate`."""
+        return collate(rows, positions, self.pad_token_id)

@@ -115,7 +115,7 @@ def test_ids_are_unique(tmp_path: Path) -> None:
 def test_refuses_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="limit: got 0"):
         FileDemonstrations("x.jsonl", Alpaca(), limit=0)
-    with pytest.raises(ValueError, match="sources is empty"):
+    with pytest.raises(ValueError, match=r"JoinedDemonstrations.sources: got \[\]"):
         JoinedDemonstrations([])
     with pytest.raises(FileNotFoundError, match="no file at"):
         FileDemonstrations(tmp_path / "x.jsonl", Alpaca()).demonstrations()

@@ -1,4 +1,4 @@
-"""Reading the job off a configuration's module and data."""
+"""What memory is planned for: the job that a configuration's module, data and evaluation make."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def read_job(module: Any, data: Any, *, precision: Any, suites: Mapping[str, Sui
     if name not in PRECISIONS:
         raise ValueError(f"trainer.precision: got {name!r}; memory is planned for {', '.join(PRECISIONS)}")
     autocast, cast = PRECISIONS[name]
-    return replace(_job(module, data, autocast, cast), suites=suites or {})
+    evaluated = suites or {}
+    kl_to = sorted({path for suite in evaluated.values() for path in suite.kl_to.values()})
+    scores = {f"{label}/{score}": judge for label, suite in evaluated.items() for score, judge in suite.scores.items()}
+    return replace(_job(module, data, autocast, cast), kl_to=kl_to, scores=scores)
 
 
 def _job(module: Any, data: Any, autocast: bool, cast: torch.dtype | None) -> Job:

@@ -181,7 +181,7 @@ def test_joined_sources_follow_each_other(tmp_path: Path) -> None:
     assert [prompt.id for prompt in joined.prompts()] == ["a:0", "b:0", "b:1"]
     with pytest.raises(ValueError, match="joined sources: 1 ids stand for more than one prompt, the first 'a:0'"):
         JoinedSource([first, first]).prompts()
-    with pytest.raises(ValueError, match=r"JoinedSource\.sources is empty"):
+    with pytest.raises(ValueError, match=r"JoinedSource\.sources: got \[\]"):
         JoinedSource([])
 
 
@@ -254,8 +254,8 @@ def test_a_task_is_a_string(tmp_path: Path, value: object) -> None:
         ({"task": None}, "task and default_task are both null"),
         ({"task": None, "default_task": "a", "task_map": {"a": "b"}}, "task_map is set but `task` is null"),
         ({"task_map": {"a": " "}}, "task_map: got an empty task"),
-        ({"default_task": ""}, "default_task: got an empty string"),
-        ({"system": " "}, "system: got an empty string"),
+        ({"default_task": ""}, "default_task: got '', expected text"),
+        ({"system": " "}, "system: got ' ', expected text"),
     ],
 )
 def test_bad_options(options: dict, words: str) -> None:

@@ -14,9 +14,9 @@ from toy_models import build_tokenizer
 
 from frpo.data.prompts.module import PromptDataModule
 from frpo.data.prompts.sources import FileSource, PromptSource
-from frpo.types import Prompt
+from frpo.types import DataFacts, Prompt
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "data"
+CONF = Path(__file__).resolve().parents[3] / "conf" / "data"
 
 
 class Listed(PromptSource):
@@ -53,6 +53,9 @@ class Reader(pl.LightningModule):
     @property
     def tokenizer(self):
         return self._tokenizer
+
+    def on_data_read(self, facts: DataFacts) -> None:
+        self.facts = facts
 
     def training_step(self, batch, batch_idx):
         self.seen.append(([prompt.id for prompt in batch.prompts], batch.position.tolist()))
@@ -293,7 +296,7 @@ def test_nothing_is_logged_where_nothing_is_dropped(tmp_path: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_prompt_length": 4, "on_long_prompt": "error"}, r"3 of 9 prompts .*longest has 5; raise `max_prompt"),
+        ({"max_prompt_length": 4, "on_long_prompt": "error"}, r"3 of 9 prompts .*longest has 5, .*; raise `max_prompt"),
         ({"max_prompt_length": 2}, r"9 of 9 prompts .*longest has 5, the shortest 3: none is left"),
         ({"max_prompt_length": 3, "batch_size": 4}, r"3 training prompts do not fill one step"),
     ],
@@ -312,7 +315,7 @@ def test_long_prompts_stop_the_run(tmp_path: Path, options: dict, words: str) ->
         ({"batch_size": 0}, "batch_size: got 0, expected at least 1"),
         ({"val_batch_size": -1}, "val_batch_size: got -1"),
         ({"max_prompt_length": 0}, "max_prompt_length: got 0"),
-        ({"on_long_prompt": "cut"}, "on_long_prompt: got 'cut', expected 'drop' or 'error'"),
+        ({"on_long_prompt": "cut"}, "on_long_prompt: got 'cut', expected one of drop, error"),
         ({"seed": -1}, "seed: got -1"),
         ({"seed": 2**63}, "seed: got 9223372036854775808"),
     ],
@@ -336,7 +339,7 @@ def test_a_module_without_a_tokenizer(tmp_path: Path) -> None:
         training_step = Reader.training_step
         configure_optimizers = Reader.configure_optimizers
 
-    with pytest.raises(ValueError, match="Bare has no `tokenizer`"):
+    with pytest.raises(ValueError, match="Bare has no `tokenizer` and `on_data_read`"):
         trainer_of(tmp_path, max_epochs=1).fit(Bare(), datamodule=PromptDataModule(train=Listed(4), batch_size=2))
 
 
@@ -379,17 +382,18 @@ def test_the_shipped_fragments_read_the_published_layout(tmp_path: Path, shared_
     assert [prompt.task for prompt in val] == ["safety"] * 128 + ["normal"] * 128
 
 
-def test_the_reward_is_asked_about_the_tasks_before_the_first_step(tmp_path: Path) -> None:
-    class Picky:
-        def check_tasks(self, tasks: set[str]) -> None:
-            raise ValueError(f"no reward for {sorted(tasks)}")
+def test_the_module_hears_of_the_data_before_the_first_step(tmp_path: Path) -> None:
+    class Picky(Reader):
+        def on_data_read(self, facts: DataFacts) -> None:
+            super().on_data_read(facts)
+            raise ValueError(f"no reward for {sorted(facts.tasks)}")
 
-    module = Reader()
-    module.reward = Picky()
+    module = Picky()
     data = PromptDataModule(train=Listed(4, tasks=("a", "b")), val=Listed(2, tasks=("c",)), batch_size=2)
     with pytest.raises(ValueError, match=r"no reward for \['a', 'b', 'c'\]"):
         trainer_of(tmp_path, max_epochs=1).fit(module, datamodule=data)
     assert module.seen == []
+    assert module.facts == DataFacts(frozenset("abc"), max_tokens=1024)
 
 
 def test_sources_are_prepared_once_before_they_are_read(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""What is refused of a strategy: settings that would train something else, or that nobody has seen train the same."""
+"""What a strategy and a precision allow: settings that would train something else, or were never tried, are refused."""
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import (
     DoublePrecision,
@@ -18,6 +19,12 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     XLAStrategy,
 )
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether the strategy cuts weights over ranks."""
+    return isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
 
 
 def check_strategy(trainer: Trainer) -> None:
@@ -82,4 +89,47 @@ def _check_fsdp2(strategy: ModelParallelStrategy, world_size: int) -> None:
             "ModelParallelStrategy.save_distributed_checkpoint: got true, which writes a folder that a kill leaves in "
             "part and `frpo export` cannot read; write save_distributed_checkpoint: false, for one file that any "
             "strategy resumes"
+        )
+
+
+def check_unsharded(trainer: Trainer, why: str) -> None:
+    """Raise ``ValueError`` where the strategy cuts weights; ``why`` says what needs them whole."""
+    if is_sharded(trainer):
+        raise ValueError(
+            f"Trainer.strategy: got {type(trainer.strategy).__name__}, which shards weights, expected one that keeps "
+            f"them whole: {why}; or write trainer.strategy: ddp"
+        )
+
+
+def check_whole_evaluation(trainer: Trainer) -> None:
+    """Refuse FSDP1, under which Lightning would cut the weights and run the evaluation beside them."""
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise ValueError(
+            "FSDPStrategy: a policy is evaluated with its whole weights on every rank; write trainer.strategy: ddp"
+        )
+
+
+def check_flat_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser that goes by the shapes of weights under FSDP1, which does not keep them."""
+    if len(optimizer.param_groups) > 1 or isinstance(optimizer, torch.optim.Adafactor):
+        raise ValueError(
+            f"optimizer: got {type(optimizer).__name__} with {len(optimizer.param_groups)} groups of weights under "
+            "FSDPStrategy, which hands it pieces in one dimension: what goes by a weight's shape would be another "
+            "method. Write one group and an element-wise optimizer such as torch.optim.AdamW, or `include: "
+            "[conf/trainer/fsdp2.yaml]`"
+        )
+
+
+def check_precision(trainer: Trainer) -> None:
+    """Refuse a precision that does not fit several backward passes per step; warn of one that trains in half."""
+    precision = str(trainer.precision)
+    if precision in ("bf16-true", "16-true"):
+        rank_zero_warn(
+            f"Trainer.precision: {precision} holds all that trains in half precision, an adapter too, where small "
+            "updates are rounded away: write bf16-mixed, and policy.init_args.dtype: bfloat16 for a frozen base"
+        )
+    if precision == "16-mixed":
+        raise ValueError(
+            "Trainer.precision: got 16-mixed, whose loss scaling does not fit several backward passes per step; write "
+            "bf16-mixed"
         )
