@@ -1,6 +1,6 @@
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,15 +32,16 @@ def test_help_imports_nothing_heavy_and_answers_at_once():
         assert f"  {name} " in text
 
 
-def test_the_installed_script_answers_help_within_a_fifth_of_a_second():
+def test_the_installed_script_answers_help_in_a_fifth_of_a_second_of_cpu_time():
     script = Path(sys.executable).with_name("frpo")
     if not script.is_file():
         pytest.skip("the console script is not installed beside this Python")
     seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([script, "--help"], check=True, capture_output=True, timeout=60)
-        seconds.append(time.perf_counter() - start)
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([script, "--help"], check=True, capture_output=True)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(seconds) < 0.2
 
 

@@ -26,7 +26,7 @@ def test_all_ranks_end_with_the_one_that_fails(
 ) -> None:
     ended = rank_failures.run(model_dir, tmp_path, launcher, place, rank, "raise", stuck)
     assert all(ended.statuses), (ended.statuses, ended.output)
-    assert ended.seconds < 30, ended.output
+    assert not ended.killed, ended.output
     other = f"frpo: rank {1 - rank} ends: rank {rank} of 2 failed: "
     follows = f"Before this, rank {rank} of 2 failed: "
     assert other in ended.output or follows in ended.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import fault_runs
 import pytest
@@ -19,10 +18,8 @@ def test_both_stop_with_one_checkpoint_and_go_on_from_it(tmp_path, phase, step, 
     for place in (whole, folder):
         fault_runs.configure(place, devices=2, strategy=ddp)
     assert fault_runs.run(fault_runs.command, whole) == 0, (whole / "log.txt").read_text()[-3000:]
-    began = time.monotonic()
     plan = {"phase": phase, "step": step, "signal": "SIGTERM", "rank": 1}
     assert fault_runs.run(fault_runs.command, folder, plan) == 128 + signal.SIGTERM
-    assert time.monotonic() - began < 60
     assert fault_runs.saved_step(folder) == saved
     assert fault_runs.run(fault_runs.command, folder) == 0, (folder / "log.txt").read_text()[-3000:]
     outcome = fault_runs.compared(folder, whole)

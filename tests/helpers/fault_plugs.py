@@ -91,13 +91,13 @@ def reward(plug: Plug, *_: Any) -> None:
 
 
 def slow_reward(plug: Plug, *_: Any) -> None:
-    """A batch that takes ten seconds, and a file that says that it is under way."""
+    """A batch that takes ten minutes, and a file that says that it is under way."""
     score = Router.__call__
 
     def slow(*args: Any) -> Any:
         if plug.training():
             Path("waiting").touch()
-            time.sleep(10)
+            time.sleep(600)
         return score(*args)
 
     Router.__call__ = slow  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 T = TypeVar("T")
 SECONDS = 10.0
-"""Of one example: an idle core takes a tenth at most, a busy one may take several times as long."""
+"""Of CPU time, for one example: the slowest takes a tenth."""
 
 TOKENS: tuple[bytes, ...] = (
     *(b"\0", b"\x01", b"\x1b[2J", b"\t", b"\r", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xfe\xff", b"\xc3"),
@@ -54,18 +54,18 @@ def fuzzed(examples: int) -> settings:
 
 @contextmanager
 def within(seconds: float = SECONDS) -> Iterator[None]:
-    """Raise :class:`TooSlowError` where the block takes longer by the clock."""
+    """Raise :class:`TooSlowError` inside the block once it has taken more CPU time."""
 
     def ring(*_: object) -> None:
-        raise TooSlowError(f"took over {seconds} s")
+        raise TooSlowError(f"took over {seconds} s of CPU time")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def outcome(call: Callable[[], T], refusals: type[Exception] | tuple[type[Exception], ...], names: str) -> T | str:

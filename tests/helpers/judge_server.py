@@ -131,7 +131,7 @@ def says(text: str | None, **more: Any) -> Reply:
 def endpoint(server: JudgeServer | str, **settings: Any) -> Endpoint:
     """An impatient one."""
     url = server if isinstance(server, str) else server.url
-    quick = {"first_wait_s": 0.01, "longest_wait_s": 0.05, "read_timeout_s": 5.0, "deadline_s": 10.0, "retries": 3}
+    quick = {"first_wait_s": 0.01, "longest_wait_s": 0.05, "read_timeout_s": 30.0, "deadline_s": 60.0, "retries": 3}
     return Endpoint(**{"base_url": url, "model": "judge", **quick, **settings})
 
 

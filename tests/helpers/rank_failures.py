@@ -1,4 +1,4 @@
-"""A run of two ranks by the command line in which one rank fails, and how long the others take to end.
+"""A run of two ranks by the command line in which one rank fails, and how the others end.
 
 As a script: ``python tests/rank_failures.py LAUNCHER PLACE RANK KIND`` prints what a user would see.
 """
@@ -26,7 +26,7 @@ from frpo.types import Completion, Judgement
 
 Kind = Literal["raise", "kill", "none"]
 HELPERS = Path(__file__).parent
-LIMIT_S = 90
+LIMIT_S = 300
 
 
 def rank() -> int:
@@ -34,7 +34,6 @@ def rank() -> int:
 
 
 def fail(kind: Kind) -> None:
-    Path("failed").write_text(str(time.time()))
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     raise RuntimeError(f"planted on {rank()} with api_key=hf_abcdefghijklmnopqrstuvwx")
@@ -52,7 +51,7 @@ class Fails(Callback):
         if rank() == self.rank:
             fail(self.kind)
         if self.stuck:
-            time.sleep(600)
+            time.sleep(2 * LIMIT_S)
 
     def setup(self, *_: Any, **__: Any) -> None:
         self._at("setup")
@@ -66,7 +65,7 @@ class Fails(Callback):
 
     def on_exception(self, *_: Any) -> None:
         if self.place == "teardown" or self.kind == "none":
-            time.sleep(600)
+            time.sleep(2 * LIMIT_S)
 
 
 class FailingPolicy(Policy):
@@ -167,10 +166,10 @@ def configuration(model_dir: Path, place: str, rank: int, kind: Kind, stuck: boo
 
 @dataclass
 class Ended:
-    """Exit statuses (None: had to be killed), seconds from the failure until all were gone, and all they printed."""
+    """Exit statuses, how many processes had to be killed as they did not end by themselves, and all they printed."""
 
-    statuses: list[int | None]
-    seconds: float
+    statuses: list[int]
+    killed: int
     output: str
 
 
@@ -195,20 +194,18 @@ def run(model_dir: Path, folder: Path, launcher: str, place: str, rank: int, kin
     mark = f"RANK_FAILURES={folder}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HELPERS.parents[1]}:{HELPERS}"}
     environment |= {"RANK_FAILURES": str(folder)}
-    started = time.time()
+    until = time.monotonic() + LIMIT_S
     with (folder / "log.txt").open("w") as log:
         processes = [
             subprocess.Popen([sys.executable, *words], env=environment | more, cwd=folder, stdout=log, stderr=log)
             for words, more in commands(launcher, folder)
         ]
-        while time.time() - started < LIMIT_S and (any(p.poll() is None for p in processes) or _alive(mark)):
+        while time.monotonic() < until and (any(p.poll() is None for p in processes) or _alive(mark)):
             time.sleep(0.1)
-    ended = time.time()
-    for pid in _alive(mark):
+    left = _alive(mark)
+    for pid in left:
         os.kill(pid, signal.SIGKILL)
-    failed = folder / "failed"
-    since = float(failed.read_text()) if failed.is_file() else started
-    return Ended([p.poll() for p in processes], ended - since, (folder / "log.txt").read_text(errors="replace"))
+    return Ended([p.wait() for p in processes], len(left), (folder / "log.txt").read_text(errors="replace"))
 
 
 def _alive(mark: str) -> list[int]:
@@ -228,4 +225,4 @@ if __name__ == "__main__":
     launcher_, place_, rank_, kind_ = sys.argv[1:5]
     seen = run(Path(os.environ["MODEL_DIR"]), where, launcher_, place_, int(rank_), kind_, *map(bool, sys.argv[5:]))
     print(seen.output[-int(os.environ.get("TAIL", "3000")) :])
-    print(launcher_, place_, rank_, kind_, *sys.argv[5:], "->", seen.statuses, f"{seen.seconds:.1f} s", where)
+    print(launcher_, place_, rank_, kind_, *sys.argv[5:], "->", seen.statuses, f"{seen.killed} killed", where)

@@ -18,12 +18,11 @@ import torch.distributed
 
 @dataclass
 class Rank:
-    """``value`` is None and ``status`` is not 0 where the function did not return; ``at`` is when the process ended."""
+    """``value`` is None and ``status`` is not 0 where the function did not return."""
 
     status: int | None
     value: Any
     printed: str
-    at: float
 
 
 def _child(rank: int, processes: int, port: int, folder: Path, function: Callable[..., Any], args: tuple) -> None:
@@ -36,8 +35,8 @@ def _child(rank: int, processes: int, port: int, folder: Path, function: Callabl
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(value))
 
 
-def run(folder: Path, function: Callable[..., Any], *args: Any, processes: int = 2, limit_s: int = 60) -> list[Rank]:
-    """Run ``function(rank, *args)``; a process that is left after ``limit_s`` has the status None."""
+def run(folder: Path, function: Callable[..., Any], *args: Any, processes: int = 2) -> list[Rank]:
+    """Run ``function(rank, *args)``; a process that is left after ``forks.HANGS_S`` has the status None."""
     context = forks.context()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -46,20 +45,16 @@ def run(folder: Path, function: Callable[..., Any], *args: Any, processes: int =
     started = [context.Process(target=_child, args=(rank, *common)) for rank in range(processes)]
     for process in started:
         process.start()
-    ended: dict[int, float] = {}
-    until = time.time() + limit_s
-    while time.time() < until and len(ended) < processes:
-        time.sleep(0.05)
-        for rank, process in enumerate(started):
-            if process.exitcode is not None:
-                ended.setdefault(rank, time.time())
+    until = time.monotonic() + forks.HANGS_S
+    for process in started:
+        process.join(max(0.0, until - time.monotonic()))
+    statuses = [process.exitcode for process in started]
     for process in started:
         process.kill()
     ranks = []
-    for rank, process in enumerate(started):
+    for rank in range(processes):
         file = folder / f"{rank}.pickle"
         value = pickle.loads(file.read_bytes()) if file.is_file() else None
         printed = (folder / f"{rank}.log").read_text()
-        status = process.exitcode if rank in ended else None
-        ranks.append(Rank(status, value, printed, ended.get(rank, until)))
+        ranks.append(Rank(statuses[rank], value, printed))
     return ranks

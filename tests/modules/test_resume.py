@@ -89,11 +89,13 @@ def run(model_dir: Path, root: Path, *, full: bool, kill=None, call: int = 0, ck
     torch.save({**runs.weights(model), "extra": extra}, root / "final.pt")
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["lora", "full"])
-def uninterrupted(request, model_dir: Path, tmp_path_factory):
-    root = tmp_path_factory.mktemp("uninterrupted")
-    assert forks.call(run, model_dir, root, full=request.param) == 0
-    return request.param, torch.load(root / "final.pt", weights_only=True)
+@pytest.fixture(scope="module")
+def whole(model_dir: Path, tmp_path_factory) -> dict[bool, Path]:
+    """The folders of two runs that nothing interrupts, with an adapter and with full weights."""
+    roots = {full: tmp_path_factory.mktemp("uninterrupted") for full in (False, True)}
+    for full, root in roots.items():
+        assert forks.call(run, model_dir, root, full=full) == 0
+    return roots
 
 
 @pytest.mark.parametrize(
@@ -107,8 +109,9 @@ def uninterrupted(request, model_dir: Path, tmp_path_factory):
     ],
     ids=str,
 )
-def test_killed_and_resumed_is_bit_identical(uninterrupted, model_dir: Path, tmp_path: Path, death) -> None:
-    full, expected = uninterrupted
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_killed_and_resumed_is_bit_identical(whole, model_dir: Path, tmp_path: Path, full: bool, death) -> None:
+    expected = torch.load(whole[full] / "final.pt", weights_only=True)
     assert forks.call(run, model_dir, tmp_path, full=full, **death) == -signal.SIGKILL
     last = tmp_path / "checkpoints" / "last.ckpt"
     resumed_from = torch.load(last, weights_only=True)["global_step"]
@@ -119,9 +122,8 @@ def test_killed_and_resumed_is_bit_identical(uninterrupted, model_dir: Path, tmp
     assert all(torch.equal(value, expected[name]) for name, value in final.items())
 
 
-def test_a_checkpoint_holds_what_trains_and_no_more(model_dir: Path, tmp_path: Path) -> None:
-    assert forks.call(run, model_dir, tmp_path, full=False) == 0
-    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+def test_a_checkpoint_holds_what_trains_and_no_more(whole) -> None:
+    checkpoint = torch.load(whole[False] / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["state_dict"]
     assert all("lora_" in name for name in checkpoint["state_dict"])
     assert checkpoint["frpo"]["schedules"].keys() == {"beta", "lambda", "lr"}
@@ -141,11 +143,10 @@ def test_a_checkpoint_holds_what_trains_and_no_more(model_dir: Path, tmp_path: P
         (lambda c: c["frpo"]["schedules"].update(beta={}), "AdaptiveKL: the checkpoint's schedule state"),
     ],
 )
-def test_refuses_a_checkpoint_of_another_run(model_dir: Path, tmp_path: Path, change, named: str) -> None:
-    assert forks.call(run, model_dir, tmp_path, full=False) == 0
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
+def test_refuses_a_checkpoint_of_another_run(whole, model_dir: Path, tmp_path: Path, change, named: str) -> None:
+    checkpoint = torch.load(whole[False] / "checkpoints" / "last.ckpt", weights_only=True)
     change(checkpoint)
+    path = tmp_path / "changed.ckpt"
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match=named):
         run(model_dir, tmp_path, full=False, ckpt=str(path))

@@ -1,7 +1,7 @@
 import json
-import time
 
 import pytest
+from bounds import cpu_below
 from reward_cases import completion
 
 from frpo.rewards.answers import Boxed, ExactAnswer, Hashes, LastNumber, Pattern, same_answer
@@ -84,11 +84,10 @@ def test_different_answers(left, right):
     "answer", ["9" * 50_000, "1e999999999", "., " * 30_000 + "x", "5 " * 50_000, "\\text{" * 9_000]
 )
 def test_odd_answers_take_no_time(answer):
-    start = time.monotonic()
-    assert not same_answer(answer, "5")
-    for extract in (Boxed(), Hashes(), LastNumber()):
-        extract(answer + "\\boxed{" * 9_000)
-    assert time.monotonic() - start < 2
+    with cpu_below(2.0):
+        assert not same_answer(answer, "5")
+        for extract in (Boxed(), Hashes(), LastNumber()):
+            extract(answer + "\\boxed{" * 9_000)
 
 
 def judge(rule, text, **fields):

@@ -1,8 +1,8 @@
 import copy
 import csv
-import time
 
 import pytest
+from bounds import cpu_below
 from reward_cases import completion
 
 from frpo.rewards.rules import Caution, KeywordOverlap, Length, RefusalPhrases, Regex, Repetition, StepList
@@ -160,11 +160,10 @@ def test_regex_finds_anywhere_and_takes_flags_inside():
 
 
 def test_a_search_without_end_is_a_failed_judgement():
-    start = time.monotonic()
-    judgements = Regex(r"(a|aa)+$", timeout=0.05)([completion("a" * 5000 + "!"), completion("aa")])
+    with cpu_below(2.0):
+        judgements = Regex(r"(a|aa)+$", timeout=0.05)([completion("a" * 5000 + "!"), completion("aa")])
     assert [j.status for j in judgements] == ["failed", "value"]
     assert "took over 0.05 s" in judgements[0].reason
-    assert time.monotonic() - start < 5
 
 
 def test_rules_can_be_copied_as_hyperparameters_are():
@@ -245,7 +244,6 @@ def test_steps_take_points_off(text, items):
 
 @pytest.mark.parametrize("text", ["(" * 50_000, "\n " * 50_000, "a'" * 50_000, "```" * 20_000, "\\W" * 50_000])
 def test_no_rule_is_slow_on_odd_text(text):
-    start = time.monotonic()
-    for rule in (RefusalPhrases(), Caution(), Length(low=1), KeywordOverlap(), Repetition(), StepList()):
-        rule([completion(text, prompt="odd text")])
-    assert time.monotonic() - start < 5
+    with cpu_below(2.0):
+        for rule in (RefusalPhrases(), Caution(), Length(low=1), KeywordOverlap(), Repetition(), StepList()):
+            rule([completion(text, prompt="odd text")])

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from frpo.run import end_together
 from frpo.run.end_together import EndTogether
 
-STUCK_S = 60
+STUCK_S = 600
+"""Longer than :func:`rank_processes.run` waits: who sits still so long has the status None."""
 
 
 class Loggers(list):
@@ -55,7 +56,6 @@ def test_a_rank_that_waits_ends_with_the_one_that_failed(tmp_path: Path, failing
     ranks = rank_processes.run(tmp_path, fails, failing, stuck_too)
     failed, waited = ranks[failing], ranks[1 - failing]
     assert (failed.status, waited.status) == (1, 1), waited.printed
-    assert abs(failed.at - waited.at) < 10
     said = f"frpo: rank {1 - failing} ends: rank {failing} of 2 failed: ValueError: no reward at https://***@host/v1"
     assert said in waited.printed
     assert "secret" not in waited.printed
@@ -101,24 +101,22 @@ def test_what_follows_from_a_failure_names_it(tmp_path: Path) -> None:
     assert (zero.value, one.value) == ([], ["Before this, rank 0 of 2 failed: RuntimeError: on 0"])
 
 
-def raises_and_is_gone(rank: int) -> float:
+def raises_and_is_gone(rank: int) -> str:
     """Both raise, and the second is gone before its thread looks again."""
-    end_together.POLL_S = 5.0
+    end_together.POLL_S, end_together.READ_S = 5.0, STUCK_S
     callback = EndTogether()
     callback.setup(SimpleNamespace(world_size=2, loggers=Loggers()), None, "fit")
     dist.barrier()
     time.sleep(0.5 * rank)
-    begin = time.monotonic()
     callback.on_exception(None, None, RuntimeError(f"on {rank}"))
     if rank == 1:
         os._exit(3)
-    return time.monotonic() - begin
+    return "returned"
 
 
 def test_where_all_raise_none_waits_for_one_that_is_gone(tmp_path: Path) -> None:
     zero, one = rank_processes.run(tmp_path, raises_and_is_gone)
-    assert one.status == 3
-    assert zero.value < 5
+    assert (zero.value, one.status) == ("returned", 3)
 
 
 def ends_well(rank: int, how: str) -> str:
