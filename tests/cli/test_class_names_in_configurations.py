@@ -120,16 +120,16 @@ def test_a_mistyped_name_is_answered_with_the_nearest(folder: Path, frpo: Any, s
 def test_a_class_of_the_same_name_elsewhere_does_not_disturb_ours(
     printed: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    (folder / "mine.py").write_text(
+    (folder / "namesake.py").write_text(
         "from frpo.rewards.base import Reward\n\nclass TinyRisky(Reward):\n    def __call__(self, completions): ...\n"
     )
     monkeypatch.syspath_prepend(str(folder))
-    own = "model: {reward: {routes: {risky: TinyRisky, benign: mine.TinyRisky}}}"
+    own = "model: {reward: {routes: {risky: TinyRisky, benign: namesake.TinyRisky}}}"
     found, _ = printed(f"include: [{NAME}]\n{own}")
     found, _ = printed(f"include: [{NAME}]\n{own}")  # the second is imported by now
     routes = found["model"]["init_args"]["reward"]["init_args"]["routes"]
-    assert [route["class_path"] for route in routes.values()] == ["frpo.tiny.rewards.TinyRisky", "mine.TinyRisky"]
-    monkeypatch.delitem(sys.modules, "mine")
+    assert [route["class_path"] for route in routes.values()] == ["frpo.tiny.rewards.TinyRisky", "namesake.TinyRisky"]
+    monkeypatch.delitem(sys.modules, "namesake")
 
 
 def test_a_mapping_by_name_is_replaced_and_that_is_said(printed: Any):

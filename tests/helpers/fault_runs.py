@@ -33,7 +33,7 @@ STEPS = 9
 LIMIT_SECONDS = 120
 MOST_KILLS = 3
 CONFIGURATION: dict[str, Any] = {
-    "include": [str(HERE.parent / "recipes" / "tiny" / "frpo.yaml")],
+    "include": [str(HERE.parents[1] / "recipes" / "tiny" / "frpo.yaml")],
     "name": "run",
     "output_dir": "out",
     "trainer": {

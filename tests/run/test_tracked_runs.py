@@ -145,20 +145,20 @@ def test_a_server_that_dies_under_a_run_does_not_stop_or_hold_it(server, tmp_pat
     assert (tmp_path / "mlflow_spool.jsonl").stat().st_size == 0
 
 
-def test_the_shipped_fragments_build_these_loggers(tmp_path, monkeypatch):
+def test_the_shipped_fragment_builds_these_loggers(tmp_path, monkeypatch):
     from jsonargparse import ArgumentParser
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    conf = Path(__file__).parents[2] / "conf" / "logger"
-    for name, kinds in (("mlflow", [MLflowTracker, MetricsCSV]), ("csv", [MetricsCSV])):
-        parser = ArgumentParser(parser_mode="omegaconf+")
-        parser.add_argument("--output_dir", type=str)
-        parser.add_argument("--config", action="config")
-        parser.add_class_arguments(Trainer, "trainer")
-        values = parser.parse_args([f"--config={conf / name}.yaml", f"--output_dir={tmp_path}"])
-        loggers = parser.instantiate(values).trainer.loggers
-        assert [type(logger) for logger in loggers] == kinds
-        assert {logger.save_dir for logger in loggers} == {str(tmp_path)}
+    fragment = Path(__file__).parents[2] / "conf" / "logger" / "local.yaml"
+    logger = {"trainer": {"logger": yaml.safe_load(fragment.read_text())["trainer"]["logger"]}}
+    parser = ArgumentParser(parser_mode="omegaconf+")
+    for name in ("output_dir", "name"):
+        parser.add_argument(f"--{name}", type=str)
+    parser.add_class_arguments(Trainer, "trainer")
+    values = parser.parse_object({"output_dir": str(tmp_path), "name": "own", **logger})
+    loggers = parser.instantiate(values).trainer.loggers
+    assert [type(logger) for logger in loggers] == [MetricsCSV, MLflowTracker]
+    assert {logger.save_dir for logger in loggers} == {str(tmp_path)}
     assert list(tmp_path.iterdir()) == []
 
 

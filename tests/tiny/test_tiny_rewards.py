@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from frpo.tiny import TinySource
 from frpo.tiny.rewards import TinyBenign, TinyHarm, TinyRisky, tiny_harm
@@ -74,11 +75,14 @@ def test_fragment_routes_both_kinds():
     from jsonargparse import ArgumentParser
 
     from frpo.rewards.base import Reward
+    from frpo.rewards.router import Router
 
     fragment = Path(__file__).resolve().parents[2] / "conf" / "reward" / "tiny.yaml"
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--model.init_args.reward", type=Reward)
-    reward = parser.instantiate(parser.parse_path(fragment)).model.init_args.reward
+    parser.add_argument("--reward", type=Reward)
+    tree = yaml.safe_load(fragment.read_text())["model"]
+    reward = parser.instantiate(parser.parse_object(tree)).reward
+    assert isinstance(reward, Router)
     reward.check_tasks({"risky", "benign"})
     prompts = TinySource(limit=2).prompts()
     full = ["take some {} then use the {} then finish with {}".format(*p.fields["facts"]) for p in prompts]
