@@ -6,13 +6,14 @@ nothing, so that a run to be killed and one to be left alone have the same confi
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -104,19 +105,18 @@ def slow_reward(plug: Plug, *_: Any) -> None:
 
 
 def checkpoint_bytes(plug: Plug, *_: Any) -> None:
-    write = checkpoint_io._Watched.write
-    written = 0
+    write = checkpoint_io._write
 
-    def torn(self: Any, data: Any) -> int:
-        nonlocal written
-        written += len(data)
-        if plug.now() and written > 500_000:
-            write(self, bytes(data)[: len(data) // 2])
-            self.flush()
+    def torn(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+        if plug.now():
+            whole = io.BytesIO()
+            write(checkpoint, whole)
+            file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            file.flush()
             die()
-        return write(self, data)
+        write(checkpoint, file)
 
-    checkpoint_io._Watched.write = torn  # type: ignore[method-assign]
+    checkpoint_io._write = torn
 
 
 def before_rename(plug: Plug, *_: Any) -> None:
