@@ -72,15 +72,18 @@ def moved_nowhere(model_dir: Path):
     return model
 
 
-@pytest.mark.parametrize("off_policy", [False, True])
-def test_accumulated_gradient_is_that_of_the_whole_loss(model_dir: Path, tmp_path: Path, off_policy: bool) -> None:
-    """The gradient of one step against autograd through the public objective on the whole batch at once."""
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_accumulated_gradient_is_that_of_the_whole_loss(model_dir: Path, tmp_path: Path, step: int) -> None:
+    """The gradient of a step on one rollout against autograd through the public objective on the whole batch at once.
+
+    From the second step on, ratios are to the policy that drew the rollout, whatever steps came between.
+    """
     seen: dict[str, torch.Tensor] = {}
 
     class Probe(runs.L.Callback):
         def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
             self.steps = getattr(self, "steps", 0) + 1
-            if self.steps == (2 if off_policy else 1):
+            if self.steps == step:
                 seen["rows"] = weights_of(module)
                 seen["gradient"] = flat_gradient(module)
 
@@ -89,11 +92,11 @@ def test_accumulated_gradient_is_that_of_the_whole_loss(model_dir: Path, tmp_pat
         objective=FRPO(lam=0.3),
         micro_batch_size=3,
         max_grad_norm=None,
-        epochs_per_rollout=2 if off_policy else 1,
+        epochs_per_rollout=step,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.5),
     )
     first = moved_nowhere(model_dir)
-    fit(model, tmp_path, max_steps=2 if off_policy else 1, callbacks=[Probe()])
+    fit(model, tmp_path, max_steps=step, callbacks=[Probe()])
     scored = model.last_step.scored
     rollout = scored.rollout
     (batch,) = micro_batches(rollout, 10_000)
@@ -109,7 +112,7 @@ def test_accumulated_gradient_is_that_of_the_whole_loss(model_dir: Path, tmp_pat
     model.zero_grad()
     now = logps(model.policy_model)
     out = model.objective(
-        now, scored.rewards, rollout.mask, old_logps=old if off_policy else None, reward_mask=scored.reward_mask
+        now, scored.rewards, rollout.mask, old_logps=old if step > 1 else None, reward_mask=scored.reward_mask
     )
     with torch.no_grad():
         ref = logps(reference)
